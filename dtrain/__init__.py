@@ -1,0 +1,1 @@
+"""dtrain: distributed training of generative autoencoders and optimal transport models."""

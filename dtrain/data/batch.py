@@ -1,0 +1,47 @@
+"""What a step receives: images as floats on the device, with their labels and their own noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtrain.noise import Noise
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a batch.
+
+    x: float32 [B, C, H, W] in the algorithm's value range. noise: counter-based randomness of these rows.
+    labels: int64 [B] or None. attributes: [B, A] or None. embeddings: float32 [B, E] or None.
+    """
+
+    x: Tensor
+    noise: Noise
+    labels: Tensor | None = None
+    attributes: Tensor | None = None
+    embeddings: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def chunk(self, n: int) -> list[Batch]:
+        """n equal micro-batches."""
+        fields = [self.labels, self.attributes, self.embeddings]
+        parts = [[None] * n if f is None else list(f.chunk(n)) for f in fields]
+        return [Batch(*row) for row in zip(self.x.chunk(n), self.noise.chunk(n), *parts, strict=True)]
+
+
+def to_float(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """uint8 [B, H, W, C] on any device to float32 [B, C, H, W] in value_range: the only place pixels are scaled."""
+    low, high = value_range
+    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return x.mul_((high - low) / 255.0).add_(low) if low else x.mul_(high / 255.0)
+
+
+def horizontal_flip(x: Tensor, noise: Noise) -> Tensor:
+    """Mirrors each [C, H, W] image of x with probability 1/2, decided by its own counter."""
+    heads = noise.uniform("flip", 1, 1, 1) < 0.5
+    return torch.where(heads, x.flip(3), x)
