@@ -41,7 +41,7 @@ def to_float(images: Tensor, value_range: tuple[float, float]) -> Tensor:
     return x.mul_((high - low) / 255.0).add_(low) if low else x.mul_(high / 255.0)
 
 
-def horizontal_flip(x: Tensor, noise: Noise) -> Tensor:
-    """Mirrors each [C, H, W] image of x with probability 1/2, decided by its own counter."""
+def horizontal_flip(images: Tensor, noise: Noise) -> Tensor:
+    """Mirrors each [H, W, C] image of uint8 [B, H, W, C] with probability 1/2, decided by its own counter."""
     heads = noise.uniform("flip", 1, 1, 1) < 0.5
-    return torch.where(heads, x.flip(3), x)
+    return torch.where(heads, images.flip(2), images)

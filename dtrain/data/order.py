@@ -40,6 +40,4 @@ class Order:
         epochs, offsets = np.divmod(at, self.count)
         if epochs[0] == epochs[-1]:
             return self.permutation(int(epochs[0]))[offsets]
-        return np.concatenate(
-            [self.permutation(int(e))[offsets[epochs == e]] for e in np.unique(epochs)]
-        )
+        return np.concatenate([self.permutation(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])

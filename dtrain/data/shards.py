@@ -60,7 +60,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError) as e:
         raise ShardError(f"{file} is damaged ({e}): prepare the shards again") from e
     if version != FORMAT_VERSION:
-        raise ShardError(f"{file} has format {version}, this dtrain reads {FORMAT_VERSION}: prepare the shards again")
+        raise ShardError(
+            f"{file} has format {version}, this dtrain reads {FORMAT_VERSION}: prepare the shards again"
+        )
     return manifest
 
 

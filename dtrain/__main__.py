@@ -1,0 +1,59 @@
+"""python -m dtrain key=value …: compose the configuration, build the run, train. Also under torchrun and srun.
+
+  python -m dtrain experiment=quickstart            one process
+  torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
+  python -m dtrain --config runs/NAME/config.yaml   a frozen configuration
+  python -m dtrain … --cfg                          print the configuration and stop
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from dtrain import config as configs
+from dtrain.config import Config, ConfigError
+
+
+def main(argv: list[str]) -> int:
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    if {"-h", "--help"} & set(argv):
+        print(_help())
+        return 0
+    try:
+        cfg = _read([a for a in argv if a != "--cfg"])
+        config = configs.validate(cfg)
+        if "--cfg" in argv:
+            print(OmegaConf.to_yaml(cfg), end="")
+            return 0
+        from dtrain.run import run  # torch loads only once the configuration is right
+
+        return run(config, OmegaConf.to_yaml(cfg, resolve=True))
+    except ConfigError as e:
+        if rank == 0:
+            print(f"dtrain: {e}", file=sys.stderr)
+        return 2
+
+
+def _read(argv: list[str]) -> DictConfig:
+    if argv[:1] == ["--config"]:
+        if len(argv) != 2:
+            raise ConfigError("--config takes one file and nothing else: a frozen configuration is not overridden")
+        return configs.load(Path(argv[1]))
+    flags = [a for a in argv if a.startswith("-")]
+    if flags:
+        raise ConfigError(f"unknown option {flags[0]}; sweeps (-m) are started with launch/sweep.py")
+    return configs.compose(argv)
+
+
+def _help() -> str:
+    groups = sorted(p for p in configs.CONFIGS.iterdir() if p.is_dir())
+    choices = [f"  {g.name}: {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups]
+    return "\n".join([__doc__ or "", "Groups, chosen with group=name:", *choices])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""From a checked configuration to the objects of a run."""
+
+from __future__ import annotations
+
+import torch
+
+from dtrain.config import Config, ConfigError, model_target
+from dtrain.data.build import Loader, build_loader
+from dtrain.data.shards import ShardError, Split, open_split
+from dtrain.distributed import World
+from dtrain.models.base import Algorithm
+
+
+def open_data(config: Config) -> tuple[Split, Split]:
+    """The training and the held-out split. ConfigError naming the command that prepares them."""
+    data = config.data
+    try:
+        return open_split(data.path / data.train), open_split(data.path / data.test)
+    except ShardError as e:
+        raise ConfigError(f"data.path={data.path}: {e}\n  prepare the shards with: {data.prepare}") from e
+
+
+def build_algorithm(config: Config, image_shape: tuple[int, int, int]) -> Algorithm:
+    """The model, with weights drawn from the seed. ConfigError if it refuses its arguments."""
+    target, arguments = model_target(config)
+    torch.manual_seed(config.seed)
+    try:
+        algorithm: Algorithm = target(image_shape, **arguments)
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
+    if config.trainer.micro_batches > 1 and algorithm.batch_coupled:
+        raise ConfigError(
+            f"trainer.micro_batches={config.trainer.micro_batches}: the loss of {target.__name__} couples the samples "
+            "of a batch (MMD), so parts of a batch do not add up to it; allowed: 1"
+        )
+    return algorithm
+
+
+def build_loaders(config: Config, algorithm: Algorithm, splits: tuple[Split, Split], world: World) -> tuple[Loader, Loader]:
+    """The training and the held-out loader of this rank."""
+    options = dict(config.loader)
+    name = options.pop("name")
+    train, test = (
+        build_loader(
+            name, split, batch_size=config.trainer.batch_size, value_range=algorithm.value_range, seed=config.seed,
+            flip=flip, rank=world.rank, world=world.size, device=world.device, **options,
+        )
+        for split, flip in zip(splits, (config.data.flip, False), strict=True)
+    )  # fmt: skip
+    return train, test

@@ -1,0 +1,200 @@
+"""Checkpoints: staged at a step, written in the background, hashed, published by a rename, found again verified.
+
+step-N.incomplete/ is written and hashed by all ranks, renamed to step-N/, and only then gets COMMITTED, which names
+every file with its sha256. A folder without a COMMITTED that verifies does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from dtrain.config import CheckpointConfig
+from dtrain.data.shards import sha256
+from dtrain.distributed import World
+
+COMMITTED = "COMMITTED"
+State = dict[str, Tensor]
+
+
+class CheckpointError(Exception):
+    """A checkpoint is damaged or belongs to another model; the message says which file or key."""
+
+
+def _sync(path: Path) -> None:
+    """Makes a file's content, or a folder's entries, survive a power cut."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _seal(info: dict[str, Any]) -> bytes:
+    body = json.dumps(info, sort_keys=True, indent=1)
+    return f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n".encode()
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The content of COMMITTED once every byte of the checkpoint has been checked. Raises CheckpointError."""
+    seal = path / COMMITTED
+    if not seal.is_file():
+        raise CheckpointError(f"{path} was not completed: {COMMITTED} is missing")
+    content = seal.read_bytes()
+    try:
+        info: dict[str, Any] = json.loads(content[: content.rindex(b"}") + 1])
+        if _seal(info) != content:
+            raise ValueError
+    except ValueError as e:
+        raise CheckpointError(f"{seal} is damaged") from e
+    present = {f.name for f in path.iterdir()} - {COMMITTED}
+    for name in sorted(present ^ set(info["files"])):
+        raise CheckpointError(f"{path / name} is {'missing' if name in info['files'] else 'not part of it'}")
+    for name, digest in info["files"].items():
+        if sha256(path / name) != digest:
+            raise CheckpointError(f"{path / name} is damaged: its sha256 is not the recorded one")
+    return info
+
+
+def steps(folder: Path) -> list[Path]:
+    """Published checkpoints, oldest first, verified or not."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".incomplete")
+
+
+class Checkpointer:
+    """Saves and finds the checkpoints of one run; every rank has one, and calls the same methods in the same order."""
+
+    def __init__(self, folder: Path, settings: CheckpointConfig, world: World, report: Callable[[str], None]) -> None:
+        self.folder, self.settings, self.world, self.report = folder, settings, world, report
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, state: State, info: dict[str, Any]) -> None:
+        """Copies the state now; writes it in the background, or before returning if not settings.asynchronous.
+
+        state: flat, of tensors or DTensors. info: JSON, with "step". A failed write is reported, never raised.
+        """
+        self.wait()
+        staged = {k: v.detach().clone() for k, v in state.items()}
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()  # the copies are complete before the next optimizer step may start
+        self._thread = threading.Thread(target=self._write, args=(staged, info), name="checkpoint")
+        self._thread.start()
+        if not self.settings.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns once no save is under way; reports the last one's failure."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            self.report(f"checkpoint not saved, training goes on: {error}")
+
+    def _write(self, state: State, info: dict[str, Any]) -> None:
+        final = self.folder / f"step-{info['step']:08d}"
+        work = final.with_suffix(".incomplete")
+        try:
+            self._collect(lambda: self._prepare(work, final))
+            dcp.save(state, checkpoint_id=work, process_group=self.world.saving, no_dist=self.world.size == 1)
+            hashes = self._collect(lambda: self._hash_own(work))
+            self._collect(lambda: self._publish(work, final, info, hashes))
+        except BaseException as e:  # a full disk must not end the training; DCP's own errors are BaseExceptions
+            self._error = e
+            if self.world.main:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def _collect(self, action: Callable[[], dict[str, str]]) -> dict[str, str]:
+        """Runs the action on every rank and merges what they return; raises on all of them if it failed on one."""
+        try:
+            own: Any = action()
+        except OSError as e:
+            own = f"rank {self.world.rank}: {e}"
+        every = [own]
+        if self.world.size > 1:
+            every = [None] * self.world.size
+            dist.all_gather_object(every, own, group=self.world.saving)
+        failed = [r for r in every if isinstance(r, str)]
+        if failed:
+            raise CheckpointError("; ".join(failed))
+        return {name: digest for r in every for name, digest in r.items()}
+
+    def _prepare(self, work: Path, final: Path) -> dict[str, str]:
+        if self.world.main:
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+            work.mkdir(parents=True)
+        return {}
+
+    def _hash_own(self, work: Path) -> dict[str, str]:
+        """Every rank hashes what it wrote, while it is in its page cache."""
+        prefixes = (f"__{self.world.rank}_", ".metadata") if self.world.main else (f"__{self.world.rank}_",)
+        own = [f for f in work.iterdir() if f.name.startswith(prefixes)]
+        for file in own:
+            _sync(file)
+        return {f.name: sha256(f) for f in own}
+
+    def _publish(self, work: Path, final: Path, info: dict[str, Any], hashes: dict[str, str]) -> dict[str, str]:
+        if self.world.main:
+            os.replace(work, final)
+            seal = final / f".{COMMITTED}"
+            seal.write_bytes(_seal({**info, "files": hashes}))
+            _sync(seal)
+            os.replace(seal, final / COMMITTED)
+            _sync(final)
+            _sync(self.folder)
+            self._prune()
+        return {}
+
+    def _prune(self) -> None:
+        """Keeps the newest, the milestones and the best."""
+        every = steps(self.folder)
+        best = self.best()
+        for path in every[: -self.settings.keep]:
+            step = int(path.name.split("-")[1])
+            milestone = self.settings.milestones and step % self.settings.milestones == 0
+            if not milestone and not (best and best["step"] == step):
+                shutil.rmtree(path)
+
+    def best(self) -> dict[str, Any] | None:
+        """{"step", "value"} of the best evaluated checkpoint, if one was marked."""
+        file = self.folder / "best.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that verifies, on all ranks the same; damaged ones are reported and passed over."""
+        found = None
+        if self.world.main:
+            for path in reversed(steps(self.folder)):
+                try:
+                    found = (path, verify(path))
+                    break
+                except CheckpointError as e:
+                    self.report(f"checkpoint passed over: {e}")
+        return self.world.share(found)
+
+    def load(self, path: Path, state: State) -> None:
+        """Reads a checkpoint into the state's tensors, in place, whatever wrote it. CheckpointError on a mismatch."""
+        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))
+        if missing or surplus:
+            key = (missing or surplus)[0]
+            raise CheckpointError(f"{path} {'lacks' if missing else 'has a surplus'} {key}: it is of another model")
+        dcp.load(state, checkpoint_id=path, process_group=self.world.saving, no_dist=self.world.size == 1)
+
+
+def stored_keys(path: Path) -> set[str]:
+    """The names of the tensors in a checkpoint."""
+    return set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)

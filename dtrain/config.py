@@ -1,0 +1,294 @@
+"""The typed configuration: Hydra composes it, pydantic checks it, before anything heavy starts.
+
+A wrong key, type or value becomes a ConfigError whose message names the key, the value, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+M = TypeVar("M", bound=BaseModel)
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be run; the message says which key, and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(_Section):
+    name: str | None = None
+    root: Path = Path("runs")
+    dir: Path | None = None
+
+
+class DataConfig(_Section):
+    name: str
+    path: Path
+    train: str
+    test: str
+    flip: bool
+    prepare: str
+
+
+class OptimizerConfig(_Section):
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NonNegative = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup_images: Annotated[int, Field(ge=0)] = 0
+    decay_images: Positive | None = None
+    decay_factor: Annotated[float, Field(gt=0)] = 0.1
+
+
+class OptimConfig(_Section):
+    default: OptimizerConfig
+    groups: dict[str, dict[str, Any]] = {}
+
+    def of(self, group: str) -> OptimizerConfig:
+        """The settings of one parameter group: the default with the group's own on top."""
+        merged = self.default.model_dump() | self.groups.get(group, {})
+        return _checked(OptimizerConfig, merged, f"optim.groups.{group}")
+
+
+class CheckpointConfig(_Section):
+    every: Positive
+    keep: Positive
+    milestones: Positive | None
+    best: str | None
+    asynchronous: bool
+
+
+class TrainerConfig(_Section):
+    batch_size: Positive
+    max_steps: Positive
+    micro_batches: Positive
+    strategy: Literal["ddp", "fsdp"]
+    shard_size: Positive | None
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    sync_batchnorm: bool
+    compile: bool
+    activation_checkpointing: bool
+    device: Literal["auto", "cpu", "cuda"]
+    log_every: Positive
+    evaluate_every: Positive | None
+    on_nonfinite: Literal["raise", "skip", "rollback"]
+    nonfinite_limit: Positive
+    checkpoint: CheckpointConfig
+    timeout: Annotated[float, Field(gt=0)]
+
+    def check_world(self, world: int) -> None:
+        """ConfigError unless the global batch divides into equal micro-batches on `world` processes."""
+        parts = world * self.micro_batches
+        if self.batch_size % parts:
+            raise ConfigError(
+                f"trainer.batch_size={self.batch_size} is the batch of all processes together and must be a multiple "
+                f"of processes x trainer.micro_batches = {world} x {self.micro_batches} = {parts}"
+            )
+        if self.shard_size and world % self.shard_size:
+            raise ConfigError(f"trainer.shard_size={self.shard_size} must divide the {world} processes")
+
+
+class EvaluateConfig(_Section):
+    samples: Positive
+    rows: Positive
+    grid: Positive
+    points: Positive
+    seed: int
+
+
+class Config(_Section):
+    """A whole run. model and loader keep the names of the code they go to: see `check_arguments`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    run: RunConfig
+    data: DataConfig
+    loader: dict[str, Any]
+    model: dict[str, Any]
+    optim: OptimConfig
+    trainer: TrainerConfig
+    evaluate: EvaluateConfig
+
+
+# What changes how a run is carried out, watched or stored, but not the mathematics of its result.
+OPERATIONAL = {
+    "run": ...,
+    "loader": ...,
+    "evaluate": ...,
+    "data": {"path", "prepare"},
+    "trainer": {
+        "micro_batches", "strategy", "shard_size", "compile", "activation_checkpointing", "device",
+        "log_every", "evaluate_every", "checkpoint", "timeout",
+    },
+}  # fmt: skip
+
+
+def signature(config: Config) -> str:
+    """10 hex digits of what defines the result; equal signatures are the same run."""
+    exclude: Any = {k: True if v is ... else v for k, v in OPERATIONAL.items()}
+    content = config.model_dump(mode="json", exclude=exclude)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def run_dir(config: Config) -> Path:
+    """The run's folder: run.dir, else run.root/run.name."""
+    return config.run.dir or config.run.root / str(config.run.name)
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration that the overrides describe, with run.name filled in. Raises ConfigError."""
+    cfg, choices = _compose(overrides)
+    if cfg.run.name is None:
+        cfg.run.name = _name(cfg, choices)
+    return cfg
+
+
+def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
+    """The experiment's (or model's and data set's) name, with the signature where other keys differ from it."""
+    if choices.get("experiment"):
+        name, plain = str(choices["experiment"]), [f"experiment={choices['experiment']}"]
+    else:
+        name = f"{choices['model']}-{choices['data']}"
+        plain = [f"model={choices['model']}", f"data={choices['data']}"]
+    own = signature(validate(cfg))
+    same = own == signature(validate(_compose(plain)[0]))
+    return name.replace("/", "-") if same else f"{name.replace('/', '-')}-{own}"
+
+
+def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    # Group names in optim.groups are the model's, so any key may be added there.
+    opened = [f"++{o}" if o.startswith("optim.groups.") else o for o in overrides]
+    try:
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            cfg = hydra_compose("config", opened, return_hydra_config=True)
+            choices = dict(cfg.hydra.runtime.choices)
+            with_hydra = OmegaConf.to_container(cfg, resolve=False)
+    except (HydraException, OmegaConfBaseException) as e:
+        raise ConfigError(_explain(e, overrides)) from e
+    assert isinstance(with_hydra, dict)
+    with_hydra.pop("hydra")
+    return OmegaConf.create(with_hydra), choices
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    """Hydra's complaint, as the key, the value and the allowed names where it is about an unknown key."""
+    groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
+    if overrides:
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+        except HydraException as e:
+            return str(e)
+        chosen = [o.input_line or "" for o in parsed if o.key_or_group in groups]
+        for o in parsed:
+            message = None if o.key_or_group in groups else _unknown_key(chosen, o.key_or_group, o.input_line or "")
+            if message:
+                return message
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "\n  ".join(lines)
+
+
+def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
+    try:
+        node: Any = _compose(chosen)[0]
+    except ConfigError:
+        return None  # a wrong group choice: Hydra's own message lists the choices
+    for depth, part in enumerate(key.split(".")):
+        if not isinstance(node, DictConfig):
+            return f"{line}: {'.'.join(key.split('.')[:depth])} is a value, it has no key {part!r}"
+        if part not in node:
+            names = sorted(str(k) for k in node)
+            close = difflib.get_close_matches(part, [*names, *(["lambda"] if not depth else [])], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            where = ".".join(key.split(".")[:depth]) or "the configuration"
+            return f"{line}: unknown key {part!r}{hint} {where} has: {', '.join(names)}"
+        node = node[part]
+    return None
+
+
+def load(path: Path) -> DictConfig:
+    """A frozen configuration: the config.yaml of a run folder."""
+    try:
+        cfg = OmegaConf.load(path)
+    except FileNotFoundError as e:
+        raise ConfigError(f"no configuration file {path}") from e
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def validate(cfg: DictConfig) -> Config:
+    """Types and ranges of every key, the model's arguments included. Raises ConfigError."""
+    try:
+        content = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(str(e)) from e
+    config = _checked(Config, content, "")
+    for group in config.optim.groups:
+        config.optim.of(group)
+    target, arguments = model_target(config)
+    check_arguments(target.__init__, arguments, "model")
+    return config
+
+
+def model_target(config: Config) -> tuple[Any, dict[str, Any]]:
+    """The Algorithm class that model._target_ names, and the other model keys. Raises ConfigError."""
+    arguments = dict(config.model)
+    name = arguments.pop("_target_", None)
+    try:
+        return get_method(str(name)), arguments
+    except Exception as e:
+        raise ConfigError(f"model._target_={name}: cannot be imported ({e})") from e
+
+
+def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: str) -> None:
+    """Checks `given` against the annotations of the function's keyword-only arguments. Raises ConfigError."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: dict[str, Any] = {
+        p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    }
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    _checked(create_model("Arguments", __config__=config, **fields), given, where)
+
+
+def _checked(model: type[M], content: Any, where: str) -> M:
+    try:
+        return model.model_validate(content)
+    except ValidationError as e:
+        lines = []
+        for error in e.errors(include_url=False):
+            key = ".".join(str(p) for p in (where, *error["loc"]) if p != "")
+            if error["type"] == "extra_forbidden":
+                lines.append(f"{key}={error['input']!r}: unknown key; allowed: {', '.join(model.model_fields)}")
+            elif error["type"] == "missing":
+                lines.append(f"{key}: is not set")
+            else:
+                lines.append(f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}")
+        raise ConfigError("\n".join(lines)) from e

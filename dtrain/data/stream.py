@@ -1,0 +1,105 @@
+"""What every loader shares: the plan of who reads which sample when, and the way from pixels to a batch.
+
+A backend only turns a plan (sample indices, step by step) into uint8 rows; order, sharding over ranks, noise,
+flips, scaling and the arrays that travel with the images are decided here, once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtrain.data.batch import Batch, horizontal_flip, to_float
+from dtrain.data.order import Indices, Order, positions
+from dtrain.data.shards import Split
+from dtrain.noise import Noise
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a loader is asked to deliver: global batches of `batch_size`, of which each rank gets its part."""
+
+    batch_size: int
+    value_range: tuple[float, float]
+    seed: int = 0
+    flip: bool = False
+    rank: int = 0
+    world: int = 1
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} is outside a world of {self.world}")
+        if self.batch_size < 1 or self.batch_size % self.world:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a positive multiple of world={self.world}"
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One step of one rank: the positions it stands at and the samples it reads there, int64 [B] each."""
+
+    at: Indices
+    indices: Indices
+
+
+class ShardLoader(ABC):
+    """Endless batches from any position, and one ordered pass for evaluation, over one split."""
+
+    def __init__(self, split: Split, spec: Spec) -> None:
+        self.split, self.spec = split, spec
+        self.arrays = {
+            name: torch.from_numpy(np.array(a)).to(spec.device) for name, a in split.arrays.items()
+        }
+
+    @abstractmethod
+    def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor]]:
+        """uint8 [B, H, W, C] of each step of the plan, on the device; valid only until the next one is asked for."""
+
+    def close(self) -> None:  # noqa: B027 - most loaders hold nothing that outlives their iterators
+        """Frees what an abandoned iterator would hold."""
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def plan(self, start: int = 0) -> Iterator[Rows]:
+        """This rank's part of the endless stream from position `start` on."""
+        order = Order(len(self), self.spec.seed)
+        while True:
+            at = positions(start, self.spec.batch_size, self.spec.rank, self.spec.world)
+            yield Rows(at, order.indices(at))
+            start += self.spec.batch_size
+
+    def plan_once(self) -> Iterator[Rows]:
+        """This rank's part of one pass over the samples as they lie, in near-equal global batches."""
+        steps = -(-len(self) // self.spec.batch_size)
+        bounds = np.linspace(0, len(self), steps + 1).astype(np.int64)
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            at = positions(int(begin), int(end - begin), self.spec.rank, self.spec.world)
+            yield Rows(at, at)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """This rank's batches from position `start` on, without end: batch_size / world rows each."""
+        with closing(self.images(self.plan(start))) as stream:
+            for rows, images in stream:
+                yield self._batch(rows, images, self.spec.seed, self.spec.flip)
+
+    def once(self) -> Iterator[Batch]:
+        """Every sample exactly once over all ranks, unflipped; a rank may get an empty batch when N < world."""
+        with closing(self.images(self.plan_once())) as stream:
+            for rows, images in stream:
+                yield self._batch(rows, images, seed=0, flip=False)
+
+    def _batch(self, rows: Rows, images: Tensor, seed: int, flip: bool) -> Batch:
+        noise = Noise(seed, torch.from_numpy(rows.at).to(self.spec.device))
+        pixels = horizontal_flip(images, noise) if flip else images
+        indices = torch.from_numpy(rows.indices).to(self.spec.device)
+        side = {name: a.index_select(0, indices) for name, a in self.arrays.items()}
+        return Batch(to_float(pixels, self.spec.value_range), noise, **side)

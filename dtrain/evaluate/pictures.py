@@ -1,0 +1,136 @@
+"""Pictures of a run: samples, reconstructions per level, the interpolation grid, the latents by label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dtrain.config import EvaluateConfig
+from dtrain.data.build import Loader
+from dtrain.distributed import World, gather
+from dtrain.models.base import Algorithm
+from dtrain.noise import Noise
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend must be set first)
+
+Pixels = npt.NDArray[np.float32]
+
+
+def draw(
+    algorithm: Algorithm, test: Loader, world: World, settings: EvaluateConfig, folder: Path, poll: Callable[[], None]
+) -> None:
+    """Writes every picture that suits the algorithm. All ranks compute (sharded networks need it), rank 0 draws."""
+    x, labels = _first(test, max(settings.rows, settings.points), world)
+    poll()
+    made = {
+        "samples.png": _samples(algorithm, settings, x.device),
+        "reconstructions.png": _reconstructions(algorithm, x[: settings.rows]),
+        "interpolation.png": _interpolation(algorithm, settings.grid, x[:2]),
+        "latents.png": _latents(algorithm, x[: settings.points], labels),
+    }
+    if world.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in made.items():
+            if figure is not None:
+                figure.savefig(folder / name, dpi=110, bbox_inches="tight")
+    plt.close("all")
+
+
+def _first(test: Loader, count: int, world: World) -> tuple[Tensor, Tensor | None]:
+    """The first held-out images, the same rows on every rank, and their labels."""
+    xs: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in test.once():
+        order = gather(batch.noise.position).argsort()
+        xs.append(gather(batch.x)[order])
+        if batch.labels is not None:
+            labels.append(gather(batch.labels)[order])
+        if sum(map(len, xs)) >= count:
+            break
+    return torch.cat(xs)[:count], torch.cat(labels)[:count] if labels else None
+
+
+def _pixels(algorithm: Algorithm, x: Tensor) -> Pixels:
+    """[B, C, H, W] in the value range -> [B, H, W, C] in [0, 1]."""
+    low, high = algorithm.value_range
+    return ((x - low) / (high - low)).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def tile(images: Pixels, columns: int, gap: int = 1) -> Pixels:
+    """[N, H, W, C] -> one image of rows of `columns`, white gaps between."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    page = np.ones((rows * (h + gap) + gap, columns * (w + gap) + gap, c), dtype=np.float32)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        page[top : top + h, left : left + w] = image
+    return page
+
+
+def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0) -> plt.Figure:
+    """One figure of tiled pages, one below the other, each with its caption."""
+    heights = [width * p.shape[0] / p.shape[1] for _, p in pages]
+    figure, axes = plt.subplots(
+        len(pages), 1, figsize=(width, sum(heights) + 0.35 * len(pages) + 0.5), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    for ax, (caption, page) in zip(axes[:, 0], pages, strict=True):
+        ax.imshow(page.squeeze(-1) if page.shape[2] == 1 else page, cmap="gray", vmin=0, vmax=1)
+        ax.set_title(caption, fontsize=9, loc="left")
+        ax.axis("off")
+    figure.suptitle(title, fontsize=12)
+    figure.tight_layout()
+    return figure
+
+
+def _samples(algorithm: Algorithm, settings: EvaluateConfig, device: torch.device) -> plt.Figure:
+    x = algorithm.sample(Noise.of(settings.samples, settings.seed, device=device))
+    columns = round(settings.samples**0.5)
+    return show([("", tile(_pixels(algorithm, x), columns))], f"{settings.samples} samples from the model")
+
+
+def _reconstructions(algorithm: Algorithm, x: Tensor) -> plt.Figure:
+    levels = range(1, algorithm.levels + 1)
+    rows = [(f"encoded up to level {i}, decoded down", algorithm.reconstruct(x, i)) for i in reversed(levels)]
+    pages = [(name, tile(_pixels(algorithm, r), len(x))) for name, r in [*rows, ("data", x)]]
+    return show(pages, "Reconstructions of held-out data from every level")
+
+
+def _interpolation(algorithm: Algorithm, side: int, x: Tensor) -> plt.Figure | None:
+    """The decoded square [-2, 2]^2 of the deepest latent, where it has two dimensions."""
+    if algorithm.encode(x, algorithm.levels).shape[1:] != (2,):
+        return None
+    line = torch.linspace(-2, 2, side, device=x.device, dtype=x.dtype)
+    grid = torch.stack(torch.meshgrid(-line, line, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
+    page = tile(_pixels(algorithm, algorithm.decode(grid, algorithm.levels)), side)
+    caption = "horizontal: first coordinate, vertical: second, both from -2 to 2 standard deviations of the prior"
+    return show([(caption, page)], f"Interpolation over z_{algorithm.levels}")
+
+
+def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None) -> plt.Figure:
+    colours = None if labels is None else labels.cpu().numpy()
+    figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
+    for level, ax in enumerate(axes[0], start=1):
+        z = algorithm.encode(x, level).flatten(1)
+        dims = z.shape[1]
+        points = _principal(z.double().cpu()).numpy() if dims > 2 else z.cpu().numpy()
+        dots = ax.scatter(points[:, 0], points[:, -1], c=colours, s=4, cmap="tab10", vmin=-0.5, vmax=9.5)
+        ax.set_title(f"z_{level}: {dims} dimensions" + (", PCA" if dims > 2 else ""), fontsize=9)
+    if colours is not None:
+        figure.colorbar(dots, ax=axes, ticks=range(10), label="label", fraction=0.02, pad=0.01)
+    figure.suptitle("Codes (means) of held-out data at every level")
+    return figure
+
+
+def _principal(z: Tensor) -> Tensor:
+    """The two leading principal components of the rows: [N, d] -> [N, 2]."""
+    centred = z - z.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    return centred @ directions[:2].T

@@ -1,0 +1,63 @@
+"""What can go wrong while training: a request to stop, a number that is not finite, a rank that does not arrive."""
+
+from __future__ import annotations
+
+import math
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dtrain.distributed import World
+
+
+class NonFinite(ArithmeticError):
+    """A loss term or a gradient is NaN or infinite; the message names update, term or group."""
+
+
+def nonfinite(values: dict[str, float]) -> str | None:
+    """The first logged loss term or gradient norm that is NaN or infinite, named; terms before totals and norms."""
+    bad = [k for k, v in values.items() if not math.isfinite(v) and k.startswith(("loss/", "grad_norm/"))]
+    if not bad:
+        return None
+    kind, update, *rest = sorted(bad, key=lambda k: (k.startswith("grad"), -k.count("/")))[0].split("/")
+    what = f"loss term {rest[0]!r}" if kind == "loss" else f"gradient of group {rest[0]!r}"
+    return f"{what} of update {update!r} is not finite"
+
+
+class StopSignal:
+    """SIGTERM and SIGUSR2 ask for a stop; all ranks agree on it at the same step boundary."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.requested = world, False
+        self._vote: tuple[Any, torch.Tensor] | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked by its last call; the vote overlaps the step between two calls."""
+        if self.world.size == 1:
+            return self.requested
+        decided = self._result()
+        flag = torch.tensor([int(self.requested)])
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.world.control, async_op=True)
+        self._vote = (work, flag)
+        return decided
+
+    def drain(self) -> None:
+        """Waits for the vote under way, so that the group can be left."""
+        if self._vote is not None and not self.world.broken:
+            self._result()
+
+    def _result(self) -> bool:
+        if self._vote is None:
+            return False
+        work, flag = self._vote
+        self._vote = None
+        work.wait()
+        return bool(flag.item())

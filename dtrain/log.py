@@ -1,0 +1,119 @@
+"""What a run says: metrics.jsonl, TensorBoard events, status.json, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a small JSON file in one step: a reader sees the old one or the new one."""
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work.write_text(json.dumps(content) + "\n")
+    os.replace(work, path)
+
+
+def append_line(path: Path, content: dict[str, Any]) -> None:
+    """Appends one JSON line."""
+    with path.open("a") as f:
+        f.write(json.dumps(content) + "\n")
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Removes the lines of steps after `step`, and a half-written last line: they will be run again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line).get("step", 0) <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work.write_text("".join(kept))
+    os.replace(work, path)
+
+
+class Log:
+    """The run's voice on rank 0; on the other ranks every call does nothing."""
+
+    def __init__(self, run_dir: Path, max_steps: int, images_per_epoch: int, main: bool, start: int = 0) -> None:
+        self.run_dir, self.max_steps, self.epoch_images, self.main = run_dir, max_steps, images_per_epoch, main
+        self.status: dict[str, Any] = {"state": "running", "step": start, "max_steps": max_steps}
+        self._heartbeat = 0.0
+        self._bar: Progress | None = None
+        if not main:
+            return
+        drop_after(run_dir / "metrics.jsonl", start)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None)
+        if sys.stdout.isatty():
+            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+                       TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"), TimeRemainingColumn())  # fmt: skip
+            self._bar = Progress(*columns, console=Console())
+            self._task = self._bar.add_task("train", total=max_steps, completed=start, epoch=0, loss="-", speed="-")
+            self._bar.start()
+
+    def line(self, text: str) -> None:
+        """A message to the person watching."""
+        if self.main:
+            (self._bar.console.print if self._bar else lambda t: print(t, flush=True))(text)
+
+    def train(self, step: int, values: dict[str, float], loss: float) -> None:
+        """One logged step: values go to the files, the few that matter to the screen."""
+        if not self.main:
+            return
+        self._write("train", step, values)
+        epoch, speed = values["images"] / self.epoch_images, values["images_per_s"]
+        left = (self.max_steps - step) * values["step_s"]
+        self.status |= {"loss": loss, "images_per_s": speed, "eta_s": left}
+        if self._bar:
+            fields = {"epoch": f"{epoch:.1f}", "loss": f"{loss:.4g}", "speed": f"{speed:,.0f}"}
+            self._bar.update(self._task, completed=step, **fields)
+        else:
+            self.line(
+                f"epoch {epoch:.2f}  step {step}/{self.max_steps}  loss {loss:.4f}  {speed:,.0f} images/s"
+                f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
+            )
+
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        """One evaluation."""
+        if self.main:
+            self._write("evaluation", step, values)
+            self.line(f"held out at step {step}: " + "  ".join(f"{k} {v:.5g}" for k, v in values.items()))
+
+    def event(self, step: int, kind: str, message: str) -> None:
+        """Something that a reader of the metrics should know: a restart, a skipped step, a failed save."""
+        if self.main:
+            append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "message": message})
+            self.line(message)
+
+    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+        finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}  # JSON has no NaN
+        append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "time": time.time(), **finite})
+        for key, value in values.items():
+            self._board.add_scalar(key if kind == "train" else f"evaluation/{key}", value, step)
+
+    def beat(self, step: int, every: float = 2.0, **changes: Any) -> None:
+        """Refreshes status.json, at most every `every` seconds unless something changed."""
+        now = time.monotonic()
+        if self.main and (changes or now - self._heartbeat >= every):
+            self._heartbeat = now
+            self.status |= {"step": step, "time": time.time(), **changes}
+            write_json(self.run_dir / "status.json", self.status)
+
+    def close(self) -> None:
+        if self.main:
+            self._board.close()
+            if self._bar:
+                self._bar.stop()

@@ -1,0 +1,66 @@
+"""The contract between an algorithm and everything mechanical around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from dtrain.data.batch import Batch
+from dtrain.noise import Noise
+
+Terms = dict[str, Tensor]
+LossFunction = Callable[..., Terms]
+
+
+class Update(Protocol):
+    """One optimizer step of the named groups on the sum of the terms that loss_fn returns."""
+
+    def __call__(self, groups: str | tuple[str, ...], loss_fn: LossFunction, *batch: Any) -> None: ...
+
+
+class Algorithm(nn.Module):
+    """Networks, a partition of them into parameter groups, and a step.
+
+    groups: group name -> the networks (attribute paths) it owns; every network is in exactly one group.
+    value_range: what the images are scaled to. levels: depth of the latent hierarchy.
+    batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
+        micro-batched, and needs `gather` to be the same on any number of processes.
+    double_backward: groups whose loss differentiates a gradient; they stay replicated and eager.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    value_range: tuple[float, float] = (0.0, 1.0)
+    levels: int = 1
+    batch_coupled: bool = False
+    double_backward: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gather: Callable[[Tensor], Tensor] = lambda rows: rows
+        """Rows of all processes, with gradient: [B, ...] -> [world * B, ...]. The trainer sets it."""
+
+    def step(self, batches: Iterator[Batch], update: Update) -> None:
+        """One training step, as the paper's algorithm prints it."""
+        raise NotImplementedError
+
+    def validate(self, batch: Batch) -> Terms:
+        """The held-out terms of one batch, whose sum is the objective; {} where there is none."""
+        return {}
+
+    def encode(self, x: Tensor, level: int = 1) -> Tensor:
+        """Images [B, C, H, W] to the code of a level, [B, ...]; the mean where the encoder is stochastic."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor, level: int = 1) -> Tensor:
+        """Codes of a level to images, by means."""
+        raise NotImplementedError
+
+    def sample(self, noise: Noise) -> Tensor:
+        """One image per row of the noise, from the generative model."""
+        raise NotImplementedError
+
+    def reconstruct(self, x: Tensor, level: int = 1) -> Tensor:
+        """Encode up to a level and decode down again."""
+        return self.decode(self.encode(x, level), level)

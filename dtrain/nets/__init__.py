@@ -1,0 +1,1 @@
+"""Networks: one class per table of a paper."""

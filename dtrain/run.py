@@ -1,0 +1,106 @@
+"""One run: its folder, its checks, and the training in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtrain import config as configs
+from dtrain.build import build_algorithm, build_loaders, open_data
+from dtrain.config import Config, ConfigError
+from dtrain.distributed import World, environment, start, stop
+from dtrain.log import append_line
+from dtrain.trainer import Trainer
+
+PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "dtrain")
+
+
+def run(config: Config, yaml: str) -> int:
+    """Trains the configured run in its folder; returns the exit code. Everything is checked before the folder exists."""
+    rank, size, _ = environment()
+    config.trainer.check_world(size)
+    splits = open_data(config)
+    algorithm = build_algorithm(config, splits[0].image_shape)
+    folder = configs.run_dir(config)
+    _check_folder(folder, config)
+    if _finished(folder):
+        if rank == 0:
+            print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
+        return 0
+    world = start(config.trainer.device, config.trainer.timeout)
+    if config.trainer.precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        train, test = build_loaders(config, algorithm, splits, world)
+        trainer = Trainer(config, algorithm, train, test, world, folder)
+        if world.main:
+            _open_folder(folder, yaml, world)
+        world.barrier()
+        return trainer.fit()
+    finally:
+        stop()
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    file = folder / "status.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _finished(folder: Path) -> bool:
+    return _status(folder).get("state") == "finished"
+
+
+def _check_folder(folder: Path, config: Config) -> None:
+    """ConfigError if the folder holds another run."""
+    if not (folder / "config.yaml").exists():
+        return
+    other = configs.validate(configs.load(folder / "config.yaml"))
+    if configs.signature(other) == configs.signature(config):
+        return
+    ours, theirs = (_flat(c.model_dump(mode="json")) for c in (config, other))
+    differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
+    raise ConfigError(f"{folder} holds another run; choose run.name or run.dir. They differ in\n  " + "\n  ".join(differing))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _open_folder(folder: Path, yaml: str, world: World) -> None:
+    """config.yaml, environment.json, and a line in the metrics for this start."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = not (folder / "config.yaml").exists()
+    (folder / "config.yaml").write_text(yaml)
+    facts = _environment(world)
+    (folder / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
+    append_line(folder / "metrics.jsonl", {"kind": "start", "restart": not first, "world_size": world.size})
+
+
+def _environment(world: World) -> dict[str, Any]:
+    root = Path(__file__).resolve().parent
+    revision = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    cuda = world.device.type == "cuda"
+    return {
+        "git": revision or None,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(world.device) if cuda else platform.processor() or "cpu",
+        "world_size": world.size,
+    }
