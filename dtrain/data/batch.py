@@ -35,7 +35,7 @@ class Batch:
 
 
 def to_float(images: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """uint8 [B, H, W, C] on any device to float32 [B, C, H, W] in value_range: the only place pixels are scaled."""
+    """uint8 [B, H, W, C] on any device to float32 [B, C, H, W] in value_range; pixels are scaled only here."""
     low, high = value_range
     x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return x.mul_((high - low) / 255.0).add_(low) if low else x.mul_(high / 255.0)

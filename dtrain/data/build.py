@@ -51,8 +51,8 @@ def _loader_class(name: str) -> Any:
     module, cls, package = LOADERS[name]
     if package and not _installed(package):
         raise ImportError(
-            f"loader={name} needs the package {package}, which is not installed: run pip install '.[{name}]' in the "
-            "project's root (docs/data.md lists the system packages it needs), or use loader=resident"
+            f"loader={name} needs the package {package}, which is not installed: run pip install '.[{name}]' in "
+            "the project's root (docs/data.md lists the system packages it needs), or use loader=resident"
         )
     return getattr(import_module(module), cls)
 
@@ -72,8 +72,8 @@ def build_loader(
 ) -> Loader:
     """The loader `name` over a split; batch_size is global; options are the backend's own (see its class).
 
-    Raises ValueError for an unknown name or option, ImportError when the backend's extra is not installed, and
-    ShardError when the split lacks the file that the backend reads.
+    Raises ValueError for an unknown name or option, ImportError when the backend's extra is not installed,
+    and ShardError when the split lacks the file that the backend reads.
     """
     cls = _loader_class(name)
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -19,6 +19,6 @@ class ResidentLoader(ShardLoader):
         super().__init__(split, spec)
         self.pixels = torch.from_numpy(np.array(split.images)).to(spec.device)
 
-    def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor]]:
+    def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor], None, None]:
         for rows in plan:
             yield rows, self.pixels.index_select(0, torch.from_numpy(rows.indices).to(self.spec.device))

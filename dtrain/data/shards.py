@@ -1,7 +1,7 @@
 """The on-disk format of a prepared data set: shards/<name>/<split>/ with images.npy and manifest.json.
 
-images.npy is uint8 [N, H, W, C], labels.npy int64 [N], attributes.npy uint8 [N, A], embeddings.npy float32 [N, E];
-only the first must exist. The manifest names what they were made from and the sha256 of every file.
+images.npy is uint8 [N, H, W, C], labels.npy int64 [N], attributes.npy uint8 [N, A], embeddings.npy float32
+[N, E]; only the first must exist. The manifest names what they were made from and the sha256 of every file.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def open_split(path: Path) -> Split:
-    """Memory-maps a split and checks every array's size against the manifest (contents: `data_prep verify`)."""
+    """Memory-maps a split and checks the size of every array (their contents: `data_prep verify`)."""
     manifest = read_manifest(path)
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name in ("images", *SIDE_ARRAYS):

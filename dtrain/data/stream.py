@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -60,8 +61,8 @@ class ShardLoader(ABC):
         }
 
     @abstractmethod
-    def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor]]:
-        """uint8 [B, H, W, C] of each step of the plan, on the device; valid only until the next one is asked for."""
+    def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor], None, None]:
+        """uint8 [B, H, W, C] of each step of the plan, on the device; valid only until the next is asked for."""
 
     def close(self) -> None:  # noqa: B027 - most loaders hold nothing that outlives their iterators
         """Frees what an abandoned iterator would hold."""
@@ -81,7 +82,7 @@ class ShardLoader(ABC):
         """This rank's part of one pass over the samples as they lie, in near-equal global batches."""
         steps = -(-len(self) // self.spec.batch_size)
         bounds = np.linspace(0, len(self), steps + 1).astype(np.int64)
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for begin, end in pairwise(bounds):
             at = positions(int(begin), int(end - begin), self.spec.rank, self.spec.world)
             yield Rows(at, at)
 
@@ -92,7 +93,7 @@ class ShardLoader(ABC):
                 yield self._batch(rows, images, self.spec.seed, self.spec.flip)
 
     def once(self) -> Iterator[Batch]:
-        """Every sample exactly once over all ranks, unflipped; a rank may get an empty batch when N < world."""
+        """Every sample exactly once over all ranks, unflipped. Where N < world a batch may be empty."""
         with closing(self.images(self.plan_once())) as stream:
             for rows, images in stream:
                 yield self._batch(rows, images, seed=0, flip=False)
