@@ -1,9 +1,9 @@
 """python -m dtrain key=value …: compose the configuration, build the run, train. Also under torchrun and srun.
 
-  python -m dtrain experiment=quickstart            one process
-  torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
-  python -m dtrain --config runs/NAME/config.yaml   a frozen configuration
-  python -m dtrain … --cfg                          print the configuration and stop
+python -m dtrain experiment=quickstart            one process
+torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
+python -m dtrain --config runs/NAME/config.yaml   a frozen configuration
+python -m dtrain … --cfg                          print the configuration and stop
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dtrain import config as configs
-from dtrain.config import Config, ConfigError
+from dtrain.config import ConfigError
 
 
 def main(argv: list[str]) -> int:
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     if {"-h", "--help"} & set(argv):
         print(_help())
         return 0

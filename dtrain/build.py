@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from dtrain.config import Config, ConfigError, model_target
+from dtrain.config import Config, ConfigError, TrainerConfig, model_target
 from dtrain.data.build import Loader, build_loader
 from dtrain.data.shards import ShardError, Split, open_split
 from dtrain.distributed import World
 from dtrain.models.base import Algorithm
+from dtrain.nets.recompute import Recomputable
 
 
 def open_data(config: Config) -> tuple[Split, Split]:
@@ -28,15 +30,35 @@ def build_algorithm(config: Config, image_shape: tuple[int, int, int]) -> Algori
         algorithm: Algorithm = target(image_shape, **arguments)
     except ValueError as e:
         raise ConfigError(str(e)) from e
-    if config.trainer.micro_batches > 1 and algorithm.batch_coupled:
-        raise ConfigError(
-            f"trainer.micro_batches={config.trainer.micro_batches}: the loss of {target.__name__} couples the samples "
-            "of a batch (MMD), so parts of a batch do not add up to it; allowed: 1"
-        )
+    _check_micro_batches(config.trainer, algorithm)
+    if config.trainer.activation_checkpointing:
+        nets = [m for m in algorithm.modules() if isinstance(m, Recomputable)]
+        if not nets:
+            raise ConfigError(f"trainer.activation_checkpointing=true: no network of {target.__name__} offers it")
+        for net in nets:
+            net.recompute_activations = True
     return algorithm
 
 
-def build_loaders(config: Config, algorithm: Algorithm, splits: tuple[Split, Split], world: World) -> tuple[Loader, Loader]:
+def _check_micro_batches(trainer: TrainerConfig, algorithm: Algorithm) -> None:
+    if trainer.micro_batches == 1:
+        return
+    key, name = f"trainer.micro_batches={trainer.micro_batches}", type(algorithm).__name__
+    if algorithm.batch_coupled:
+        raise ConfigError(
+            f"{key}: the loss of {name} couples the samples of a batch (MMD), so parts of "
+            "a batch do not add up to it; allowed: 1"
+        )
+    if trainer.sync_batchnorm and any(isinstance(m, _BatchNorm) for m in algorithm.modules()):
+        raise ConfigError(
+            f"{key}: {name} has batch norm, whose statistics would be those of a part of the batch; "
+            "allowed: 1, or say that this is meant with trainer.sync_batchnorm=false"
+        )
+
+
+def build_loaders(
+    config: Config, algorithm: Algorithm, splits: tuple[Split, Split], world: World
+) -> tuple[Loader, Loader]:
     """The training and the held-out loader of this rank."""
     options = dict(config.loader)
     name = options.pop("name")

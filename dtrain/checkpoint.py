@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from torch import Tensor
 from dtrain.config import CheckpointConfig
 from dtrain.data.shards import sha256
 from dtrain.distributed import World
+from dtrain.log import write_json
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is not a mistake
 
 COMMITTED = "COMMITTED"
 State = dict[str, Tensor]
@@ -73,7 +77,7 @@ def steps(folder: Path) -> list[Path]:
 
 
 class Checkpointer:
-    """Saves and finds the checkpoints of one run; every rank has one, and calls the same methods in the same order."""
+    """Saves and finds the checkpoints of one run. Every rank has one and calls the same methods in the same order."""
 
     def __init__(self, folder: Path, settings: CheckpointConfig, world: World, report: Callable[[str], None]) -> None:
         self.folder, self.settings, self.world, self.report = folder, settings, world, report
@@ -89,7 +93,7 @@ class Checkpointer:
         staged = {k: v.detach().clone() for k, v in state.items()}
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()  # the copies are complete before the next optimizer step may start
-        self._thread = threading.Thread(target=self._write, args=(staged, info), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(staged, info), name="checkpoint", daemon=True)
         self._thread.start()
         if not self.settings.asynchronous:
             self.wait()
@@ -155,6 +159,9 @@ class Checkpointer:
             os.replace(seal, final / COMMITTED)
             _sync(final)
             _sync(self.folder)
+            best = self.best()
+            if info["value"] is not None and (best is None or info["value"] < best["value"]):
+                write_json(self.folder / "best.json", {"step": info["step"], "value": info["value"]})
             self._prune()
         return {}
 

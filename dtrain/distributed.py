@@ -79,12 +79,12 @@ class World:
 def environment() -> tuple[int, int, int]:
     """(rank, world size, local rank) from torchrun's variables, else from srun's, else one process."""
     if "RANK" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
-    if "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
+    if "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         return (
             int(os.environ["SLURM_PROCID"]),
             int(os.environ["SLURM_NTASKS"]),
-            int(os.environ.get("SLURM_LOCALID", 0)),
+            int(os.environ.get("SLURM_LOCALID", "0")),
         )
     return 0, 1, 0
 
@@ -97,7 +97,7 @@ def _slurm_address() -> None:
         os.environ["MASTER_ADDR"] = names.stdout.split()[0]
     if "MASTER_PORT" not in os.environ:
         # The same on every task of the step, another for another step or restart of the job.
-        job, restart = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        job, restart = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         os.environ["MASTER_PORT"] = str(20000 + (job * 7 + restart) % 20000)
 
 
@@ -196,7 +196,9 @@ def distribute(
                 fully_shard(net, mesh=mesh, reshard_after_forward=True)
             else:
                 devices = [world.device.index] if world.device.type == "cuda" else None
-                net = DistributedDataParallel(net, device_ids=devices, broadcast_buffers=False)
+                net = DistributedDataParallel(
+                    net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
             algorithm.set_submodule(path, net)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from types import FrameType
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dtrain.distributed import World
+from dtrain.distributed import RanksMissing, World
 
 
 class NonFinite(ArithmeticError):
@@ -25,6 +26,26 @@ def nonfinite(values: dict[str, float]) -> str | None:
     kind, update, *rest = sorted(bad, key=lambda k: (k.startswith("grad"), -k.count("/")))[0].split("/")
     what = f"loss term {rest[0]!r}" if kind == "loss" else f"gradient of group {rest[0]!r}"
     return f"{what} of update {update!r} is not finite"
+
+
+COLLECTIVE = re.compile(r"gloo|timed ?out|connection (reset|closed|refused)|nccl|broken pipe|store", re.IGNORECASE)
+
+
+def explain(error: BaseException, world: World, step: int) -> BaseException:
+    """A failed collective as RanksMissing with the ranks that did not arrive; any other error as it is."""
+    network = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and COLLECTIVE.search(str(error)))
+    if world.size == 1 or not network:
+        return error
+    world.broken = True
+    try:
+        missing = world.missing_ranks()
+    except RuntimeError:  # the store lives in rank 0, or in torchrun on its node
+        missing = [0]
+    names = ", ".join(map(str, missing)) or "none (all ranks failed together)"
+    return RanksMissing(
+        f"a collective failed at step {step}, at most trainer.timeout={world.timeout:g} s after it "
+        f"began; ranks that did not arrive: {names}"
+    )
 
 
 class StopSignal:

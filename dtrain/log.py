@@ -10,8 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+COLUMNS = (
+    TextColumn("epoch {task.fields[epoch]}"),
+    BarColumn(),
+    TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[speed]} images/s  ETA"),
+    TimeRemainingColumn(),
+)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -47,20 +53,23 @@ class Log:
     """The run's voice on rank 0; on the other ranks every call does nothing."""
 
     def __init__(self, run_dir: Path, max_steps: int, images_per_epoch: int, main: bool, start: int = 0) -> None:
-        self.run_dir, self.max_steps, self.epoch_images, self.main = run_dir, max_steps, images_per_epoch, main
+        self.run_dir, self.max_steps, self.epoch_images, self.main = (
+            run_dir,
+            max_steps,
+            images_per_epoch,
+            main,
+        )
         self.status: dict[str, Any] = {"state": "running", "step": start, "max_steps": max_steps}
         self._heartbeat = 0.0
         self._bar: Progress | None = None
         if not main:
             return
-        drop_after(run_dir / "metrics.jsonl", start)
+        self.rewind(start)
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None)
         if sys.stdout.isatty():
-            columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                       TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"), TimeRemainingColumn())  # fmt: skip
-            self._bar = Progress(*columns, console=Console())
+            self._bar = Progress(*COLUMNS)
             self._task = self._bar.add_task("train", total=max_steps, completed=start, epoch=0, loss="-", speed="-")
             self._bar.start()
 
@@ -78,8 +87,8 @@ class Log:
         left = (self.max_steps - step) * values["step_s"]
         self.status |= {"loss": loss, "images_per_s": speed, "eta_s": left}
         if self._bar:
-            fields = {"epoch": f"{epoch:.1f}", "loss": f"{loss:.4g}", "speed": f"{speed:,.0f}"}
-            self._bar.update(self._task, completed=step, **fields)
+            texts: dict[str, Any] = {"epoch": f"{epoch:.1f}", "loss": f"{loss:.4g}", "speed": f"{speed:,.0f}"}
+            self._bar.update(self._task, completed=step, **texts)
         else:
             self.line(
                 f"epoch {epoch:.2f}  step {step}/{self.max_steps}  loss {loss:.4f}  {speed:,.0f} images/s"
@@ -97,6 +106,11 @@ class Log:
         if self.main:
             append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "message": message})
             self.line(message)
+
+    def rewind(self, step: int) -> None:
+        """Forgets the metrics of later steps: they will be run again."""
+        if self.main:
+            drop_after(self.run_dir / "metrics.jsonl", step)
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}  # JSON has no NaN

@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "dtrain")
 
 
 def run(config: Config, yaml: str) -> int:
-    """Trains the configured run in its folder; returns the exit code. Everything is checked before the folder exists."""
+    """Trains the configured run in its folder and returns the exit code. All is checked before the folder exists."""
     rank, size, _ = environment()
     config.trainer.check_world(size)
     splits = open_data(config)
@@ -67,7 +67,9 @@ def _check_folder(folder: Path, config: Config) -> None:
         return
     ours, theirs = (_flat(c.model_dump(mode="json")) for c in (config, other))
     differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
-    raise ConfigError(f"{folder} holds another run; choose run.name or run.dir. They differ in\n  " + "\n  ".join(differing))
+    raise ConfigError(
+        f"{folder} holds another run; choose run.name or run.dir. They differ in\n  " + "\n  ".join(differing)
+    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,7 +92,10 @@ def _open_folder(folder: Path, yaml: str, world: World) -> None:
 def _environment(world: World) -> dict[str, Any]:
     root = Path(__file__).resolve().parent
     revision = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(root), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     cuda = world.device.type == "cuda"
     return {

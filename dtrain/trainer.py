@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from dtrain import state as states
-from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys
-from dtrain.config import Config
+from dtrain.checkpoint import Checkpointer, stored_keys
+from dtrain.config import Config, ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.distributed import World, average_buffers, distribute
 from dtrain.evaluate import Interrupted, evaluate
-from dtrain.faults import NonFinite, StopSignal, nonfinite
+from dtrain.faults import NonFinite, StopSignal, explain, nonfinite
 from dtrain.log import Log
 from dtrain.models.base import Algorithm
 from dtrain.update import Updater
@@ -45,7 +45,9 @@ class Stream:
 class Trainer:
     """Trains one algorithm in one run folder until max_steps, from its latest checkpoint if there is one."""
 
-    def __init__(self, config: Config, algorithm: Algorithm, train: Loader, test: Loader, world: World, run: Path) -> None:
+    def __init__(
+        self, config: Config, algorithm: Algorithm, train: Loader, test: Loader, world: World, run: Path
+    ) -> None:
         settings = config.trainer
         self.config, self.settings, self.world, self.run = config, settings, world, run
         self.algorithm, self.train, self.test = algorithm, train, test
@@ -55,7 +57,8 @@ class Trainer:
         )  # fmt: skip
         self.updater = Updater(algorithm, config.optim, settings, world, settings.max_steps * settings.batch_size)
         self.step = 0
-        self.skipped = 0
+        self.saved: int | None = None
+        self.mishaps = 0  # skipped steps or rollbacks
         self.checkpoints = Checkpointer(run / "checkpoints", settings.checkpoint, world, self._report)
         self.stop = StopSignal(world)
 
@@ -66,11 +69,15 @@ class Trainer:
         self.log.beat(self.step, state="running")
         self.stream = Stream(self.train, self.settings.batch_size, images)
         self._window = (time.perf_counter(), self.step)
+        if self.settings.on_nonfinite == "rollback" and self.saved is None:
+            self._save()
         try:
             self.algorithm.train()
             while self.step < self.settings.max_steps:
                 self._advance()
                 if self.stop.agreed():
+                    if self.step != self._window[1]:
+                        self._log_step()  # nothing is saved unseen
                     raise Interrupted
             self._finish()
         except Interrupted:
@@ -80,11 +87,13 @@ class Trainer:
             self.log.line(f"stopped at step {self.step}; the same command continues from there")
             return STOPPED
         except BaseException as e:
-            self.log.beat(self.step, state="failed", error=f"{type(e).__name__}: {e}")
-            raise
+            error = explain(e, self.world, self.step)
+            self.log.beat(self.step, state="failed", error=f"{type(error).__name__}: {error}")
+            raise error from (e if error is not e else None)
         finally:
-            self.stop.drain()
-            self.checkpoints.wait()
+            if not self.world.broken:
+                self.stop.drain()
+                self.checkpoints.wait()
             self.log.close()
         return 0
 
@@ -100,17 +109,18 @@ class Trainer:
         evaluation = bool(settings.evaluate_every) and self.step % (settings.evaluate_every or 1) == 0
         if (save or evaluation or self.step % settings.log_every == 0) and not self._log_step():
             return  # rolled back
-        if save:
-            self._save()
-        if evaluation and not last:
-            self._evaluate(pictures=False)
+        value = self._evaluate(pictures=False) if evaluation and not last else None
+        if save or self._is_best(value):
+            self._save(value)
         self.log.beat(self.step)
 
     def _log_step(self) -> bool:
         """Reads and writes the metrics of the steps since the last time; False after a rollback."""
         values = self.updater.read(self.world)
+        self._count_skipped()
         bad = nonfinite(values)
-        if bad and not self._handle_nonfinite(bad):
+        if bad:
+            self._handle_nonfinite(bad)
             return False
         now, (begin, first) = time.perf_counter(), self._window
         count = self.step - first
@@ -139,17 +149,44 @@ class Trainer:
         elif self.world.main:
             print(message, flush=True)
 
-    def _handle_nonfinite(self, what: str) -> bool:
-        raise NonFinite(f"{what}, at or before step {self.step}")
+    def _handle_nonfinite(self, what: str) -> None:
+        """Raises NonFinite, or rolls back as configured. Every rank sees the same numbers, so all do the same."""
+        message = f"{what}, at or before step {self.step}"
+        if self.settings.on_nonfinite != "rollback":
+            raise NonFinite(message)
+        self.mishaps += 1
+        if self.mishaps > self.settings.nonfinite_limit:
+            raise NonFinite(f"{message}; {self.settings.nonfinite_limit} rollbacks did not help")
+        self.checkpoints.wait()
+        self._restore()
+        self.log.rewind(self.step)
+        self._window, self.stream.waited = (time.perf_counter(), self.step), 0.0
+        # The stream is not rewound: the images that led here are left out.
+        self.log.event(self.step, "rollback", f"{message}: rolled back to step {self.step}, later images go on")
 
-    def _info(self) -> dict[str, object]:
-        return {"step": self.step, "images": self.stream.images, **states.settings(self.updater)}
+    def _count_skipped(self) -> None:
+        for steps, what in self.updater.skipped:
+            self.mishaps += steps
+            message = f"{what} not finite: {steps} step(s) skipped at or before step {self.step}"
+            self.log.event(self.step, "skipped", message)
+            if self.mishaps > self.settings.nonfinite_limit:
+                raise NonFinite(f"{message}; more than trainer.nonfinite_limit={self.settings.nonfinite_limit}")
+        self.updater.skipped.clear()
 
-    def _save(self) -> None:
+    def _is_best(self, value: float | None) -> bool:
+        best = self.checkpoints.best()
+        return value is not None and (best is None or value < best["value"])
+
+    def _save(self, value: float | None = None) -> None:
+        """Saves this step once. value: checkpoint.best's metric, where it was just evaluated."""
+        if self.saved == self.step:
+            return
+        self.saved = self.step
         if not self.settings.sync_batchnorm:
             average_buffers(self.algorithm, self.world)
         self.updater.unfreeze()
-        self.checkpoints.save(states.training_state(self.algorithm, self.updater), self._info())
+        info = {"step": self.step, "images": self.stream.images, "value": value, **states.settings(self.updater)}
+        self.checkpoints.save(states.training_state(self.algorithm, self.updater), info)
 
     def _restore(self) -> int:
         """Continues from the newest checkpoint that verifies; returns the images seen."""
@@ -160,10 +197,11 @@ class Trainer:
         states.restore_settings(self.updater, info, self.world.device)
         states.allocate(self.algorithm, self.updater, stored_keys(path))
         self.checkpoints.load(path, states.training_state(self.algorithm, self.updater))
-        self.step = info["step"]
+        self.step = self.saved = info["step"]
         return info["images"]
 
-    def _evaluate(self, pictures: bool) -> dict[str, float]:
+    def _evaluate(self, pictures: bool) -> float | None:
+        """Evaluates with the averaged weights; returns the metric that checkpoint.best names, if it names one."""
         average_buffers(self.algorithm, self.world)
         images = self.run / "images" if pictures else None
         with self.updater.averaged():
@@ -171,7 +209,10 @@ class Trainer:
                 self.algorithm, self.test, self.world, self.config.evaluate, images, stop=self.stop.agreed
             )
         self.log.evaluation(self.step, values)
-        return values
+        best = self.settings.checkpoint.best
+        if best is not None and best not in values:
+            raise ConfigError(f"trainer.checkpoint.best={best}: the metrics are {', '.join(values)}")
+        return values[best] if best else None
 
     def _finish(self) -> None:
         self._evaluate(pictures=True)

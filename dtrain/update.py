@@ -67,7 +67,7 @@ class Group:
     def follow(self) -> None:
         """Moves the averaged weights one step towards the weights."""
         if self.average is not None and self.settings.ema is not None:
-            torch._foreach_lerp_(self.average, self.params, 1 - self.settings.ema)
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - self.settings.ema)
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -82,12 +82,29 @@ class Record:
     """Sums of one update's loss terms and gradient norms since they were last read, kept on the device."""
 
     def __init__(self, terms: list[str], groups: list[str]) -> None:
-        self.terms, self.groups, self.count, self.sum = terms, groups, 0, torch.zeros(())
+        self.terms, self.groups = terms, groups
+        self.reset()
 
-    def add(self, terms: Terms, norms: list[Tensor]) -> None:
-        values = torch.stack([t.detach() for t in terms.values()] + norms)
-        self.sum = values if not self.count else self.sum.add_(values)
+    def reset(self) -> None:
+        self.count, self.sum, self.skipped, self.bad = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+
+    def add(self, terms: Terms, norms: list[Tensor], skip: Tensor | None) -> None:
+        """One step's values. skip: a 0/1 scalar where steps may be skipped; their values are counted, not summed."""
+        values = torch.stack([*terms.values(), *norms])
+        if skip is not None:
+            bad, self.skipped = ~values.isfinite() & (skip > 0), self.skipped + skip
+            self.bad = self.bad + bad
+            values = values.masked_fill(skip > 0, 0.0)
+        self.sum = values if not self.count else self.sum + values
         self.count += 1
+
+    def means(self, world: World) -> tuple[Tensor, float, list[str]]:
+        """Mean values over ranks and unskipped steps, the number of skipped steps, what was not finite in them."""
+        names = [f"loss term {t!r}" for t in self.terms] + [f"gradient of group {g!r}" for g in self.groups]
+        packed = torch.cat([self.sum, self.skipped.view(1), self.bad.expand(len(names))])
+        sums, skipped, bad = world.mean(packed).split([len(names), 1, len(names)])
+        culprits = [n for n, b in zip(names, bad.tolist(), strict=True) if b]
+        return sums / (self.count - skipped).clamp_min(1), float(skipped), culprits
 
 
 class Updater:
@@ -99,11 +116,21 @@ class Updater:
     """
 
     def __init__(
-        self, algorithm: Algorithm, optim: OptimConfig, trainer: TrainerConfig, world: World, total_images: int
+        self,
+        algorithm: Algorithm,
+        optim: OptimConfig,
+        trainer: TrainerConfig,
+        world: World,
+        total_images: int,
     ) -> None:
         unknown = set(optim.groups) - set(algorithm.groups)
         if unknown:
             raise ConfigError(f"optim.groups.{min(unknown)}: this model's groups are {', '.join(algorithm.groups)}")
+        for name in algorithm.groups:
+            if trainer.on_nonfinite == "skip" and optim.of(name).name == "rmsprop":
+                raise ConfigError(
+                    "trainer.on_nonfinite=skip needs a fused optimizer: adam, adamw or sgd, not rmsprop"
+                )
         self.groups = {
             name: Group(name, [algorithm.get_submodule(p) for p in paths], optim.of(name))
             for name, paths in algorithm.groups.items()
@@ -111,11 +138,14 @@ class Updater:
         self.micro_batches, self.compile = trainer.micro_batches, trainer.compile
         self.double_backward = algorithm.double_backward
         self.device, self.total_images = world.device, total_images
+        self.scaled = trainer.precision == "fp16"
         self.autocast = AUTOCAST.get(trainer.precision)
         self.images = 0  # seen by the whole job before this step
+        self.skip = trainer.on_nonfinite == "skip" and not self.scaled
+        self.buffers = [b for b in algorithm.buffers() if b.is_floating_point()]
         self.records: dict[str, Record] = {}
+        self.skipped: list[tuple[int, str]] = []  # (steps, what was not finite), filled by read
         self.scalers: dict[str, torch.amp.GradScaler] = {}
-        self.scaled = trainer.precision == "fp16"
         self._active: tuple[str, ...] = tuple(self.groups)
         self._compiled: dict[Any, Callable[..., Terms]] = {}
 
@@ -125,11 +155,19 @@ class Updater:
         label = "all" if names == tuple(self.groups) else "+".join(names)
         if self.scaled and label not in self.scalers:
             self.scalers[label] = torch.amp.GradScaler(self.device.type)
-        terms = self._backward(active, self.scalers.get(label), self._callable(names, loss_fn), batch)
-        norms = self._step(active, self.scalers.get(label))
+        scaler = self.scalers.get(label)
+        before = [b.clone() for b in self.buffers] if self.skip else []
+        terms = self._backward(active, scaler, self._callable(names, loss_fn), batch)
+        norms = self._norms(active, scaler)
+        skip = None
+        if self.skip:  # gradients are averaged over ranks, so every rank finds the same
+            skip = 1.0 - torch.stack(norms).sum().isfinite().float()
+            for buffer, old in zip(self.buffers, before, strict=True):
+                buffer.copy_(torch.where(skip > 0, old, buffer))
+        self._step(active, scaler, skip)
         if label not in self.records:
             self.records[label] = Record(list(terms), list(names))
-        self.records[label].add(terms, norms)
+        self.records[label].add(terms, norms, skip)
 
     def activate(self, names: tuple[str, ...]) -> list[Group]:
         """Leaves requires_grad only on the named groups."""
@@ -150,7 +188,11 @@ class Updater:
         return self._compiled.setdefault(key, torch.compile(loss_fn))
 
     def _backward(
-        self, active: list[Group], scaler: torch.amp.GradScaler | None, loss_fn: LossFunction, batch: tuple[Any, ...]
+        self,
+        active: list[Group],
+        scaler: torch.amp.GradScaler | None,
+        loss_fn: LossFunction,
+        batch: tuple[Any, ...],
     ) -> Terms:
         """Accumulates the gradients of the mean over micro-batches; returns the mean terms."""
         n = self.micro_batches
@@ -168,23 +210,27 @@ class Updater:
             total = {k: t.detach() / n + total[k] if total else t.detach() / n for k, t in terms.items()}
         return total
 
-    def _step(self, active: list[Group], scaler: torch.amp.GradScaler | None) -> list[Tensor]:
-        norms = []
-        for group in active:
-            if scaler is not None:
+    @staticmethod
+    def _norms(active: list[Group], scaler: torch.amp.GradScaler | None) -> list[Tensor]:
+        if scaler is not None:
+            for group in active:
                 scaler.unscale_(group.optimizer)
-            norms.append(group.gradient_norm())
+        return [group.gradient_norm() for group in active]
+
+    def _step(self, active: list[Group], scaler: torch.amp.GradScaler | None, skip: Tensor | None) -> None:
+        for group in active:
             for settings in group.optimizer.param_groups:
                 settings["lr"] = learning_rate(group.settings, self.images, self.total_images)
             if scaler is not None:
                 scaler.step(group.optimizer)
             else:
+                if skip is not None:
+                    group.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused steps skip on the device
                 group.optimizer.step()
             group.optimizer.zero_grad()
             group.follow()
         if scaler is not None:
             scaler.update()
-        return norms
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -205,12 +251,15 @@ class Updater:
         values: dict[str, float] = {}
         for label, record in self.records.items():
             if record.count:
-                mean = world.mean(record.sum / record.count).tolist()
+                means, skipped, culprits = record.means(world)
+                mean = means.tolist()
+                if skipped:
+                    self.skipped.append((int(skipped), f"{', '.join(culprits)} of update {label!r}"))
                 terms = dict(zip(record.terms, mean, strict=False))
                 values |= {f"loss/{label}/{k}": v for k, v in terms.items()}
                 values[f"loss/{label}"] = sum(terms.values())
                 norms = mean[len(record.terms) :]
                 values |= {f"grad_norm/{label}/{g}": v for g, v in zip(record.groups, norms, strict=True)}
-                record.count = 0
+                record.reset()
         values |= {f"lr/{name}": float(g.optimizer.param_groups[0]["lr"]) for name, g in self.groups.items()}
         return values

@@ -27,7 +27,7 @@ def evaluate(
     images: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
-    """Held-out numbers; pictures into `images` if given. Every rank calls it; raises Interrupted when stop() agrees."""
+    """Held-out numbers; pictures into `images` if given. Called on every rank; Interrupted once stop() agrees."""
 
     def poll() -> None:
         if stop():

@@ -18,13 +18,18 @@ from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be set first)
+import matplotlib.pyplot as plt
 
 Pixels = npt.NDArray[np.float32]
 
 
 def draw(
-    algorithm: Algorithm, test: Loader, world: World, settings: EvaluateConfig, folder: Path, poll: Callable[[], None]
+    algorithm: Algorithm,
+    test: Loader,
+    world: World,
+    settings: EvaluateConfig,
+    folder: Path,
+    poll: Callable[[], None],
 ) -> None:
     """Writes every picture that suits the algorithm. All ranks compute (sharded networks need it), rank 0 draws."""
     x, labels = _first(test, max(settings.rows, settings.points), world)

@@ -74,9 +74,7 @@ class StackedWAE(Algorithm):
         self.weights = level_weights(weights, lambda_rec, latent_dims)
         self.variance_weights = variance_weights(lambda_sigma, lambda_sigma_decay, self.levels)
         below = [math.prod(image_shape), *latent_dims]
-        self.encoders = nn.ModuleList(
-            GaussianMLP(below[i], hidden[i], below[i + 1]) for i in range(self.levels)
-        )
+        self.encoders = nn.ModuleList(GaussianMLP(below[i], hidden[i], below[i + 1]) for i in range(self.levels))
         self.decoders = nn.ModuleList(
             GaussianMLP(below[i + 1], hidden[i], below[i]) if i else ImageMLP(below[1], hidden[0], image_shape)
             for i in range(self.levels)
@@ -125,5 +123,6 @@ class StackedWAE(Algorithm):
         """z_N from the prior, then z_{i-1} ~ p(z_{i-1} | z_i) down the chain (Eq. 1)."""
         z = self.prior_scale * noise.normal("prior", self.latent_dims[-1])
         for i in range(self.levels - 1, 0, -1):
-            z = draw(*self.decoders[i](z), noise, f"decode{i}")
+            mean, variance = self.decoders[i](z)
+            z = draw(mean, variance, noise, f"decode{i}")
         return self.decoders[0](z)

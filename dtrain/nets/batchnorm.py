@@ -7,25 +7,48 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class _MeanOverRanks(torch.autograd.Function):
-    """all_reduce mean, whose backward is the same."""
+class _Normalise(torch.autograd.Function):
+    """Batch norm of x [B, C, ...] over all ranks, with one collective forwards and one backwards.
+
+    Returns y, the global mean and the (biased) variance. Every rank holds the same number of rows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _mean_over_ranks(x)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        dims, shape = _axes(x)
+        own_mean = x.mean(dims)
+        own = torch.stack([own_mean, (x - own_mean.view(shape)).square().mean(dims)])
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        means, variances = torch.stack(parts).unbind(1)
+        mean = means.mean(0)
+        # Centred on every rank before they are combined: E[x^2] - E[x]^2 would cancel in float32.
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        scale = (variance + eps).rsqrt()
+        normal = (x - mean.view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normal, weight, scale)
+        ctx.mark_non_differentiable(mean, variance)
+        return normal * weight.view(shape) + bias.view(shape), mean, variance
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _mean_over_ranks(grads[0])
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        dy, (normal, weight, scale) = grads[0], ctx.saved_tensors
+        dims, shape = _axes(dy)
+        sums = torch.stack([dy.sum(dims), (dy * normal).sum(dims)])
+        means = sums / (dy.numel() // dy.shape[1] * dist.get_world_size())
+        dist.all_reduce(means)
+        dx = dy - means[0].view(shape) - normal * means[1].view(shape)
+        return dx * (weight * scale).view(shape), sums[1], sums[0], None
 
 
-def _mean_over_ranks(x: Tensor) -> Tensor:
-    x = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(x)
-    return x / dist.get_world_size()
+def _axes(x: Tensor) -> tuple[list[int], list[int]]:
+    """The dimensions to reduce, and the shape that broadcasts a [C] vector over x."""
+    return [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -42,16 +65,10 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or not dist.is_initialized():
             return super().forward(input)
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        dims = [0, *range(2, x.dim())]
-        shape = [1, -1, *[1] * (x.dim() - 2)]
-        # Two reductions of centred values: E[x^2] - E[x]^2 would cancel in float32.
-        mean = _MeanOverRanks.apply(x.mean(dims))
-        centred = x - mean.view(shape)
-        variance = _MeanOverRanks.apply(centred.square().mean(dims))
+        weight = self.weight if self.affine else x.new_ones(x.shape[1])
+        bias = self.bias if self.affine else x.new_zeros(x.shape[1])
+        y, mean, variance = _Normalise.apply(x, weight, bias, self.eps)
         self._track(mean, variance, x.numel() // x.shape[1] * dist.get_world_size())
-        y = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(input.dtype)
 
     @torch.no_grad()
@@ -77,5 +94,7 @@ class SyncBatchNorm(_BatchNorm):
             net.num_features, net.eps, net.momentum, net.affine, net.track_running_stats,
             device=net.running_mean.device if net.running_mean is not None else None,
         )  # fmt: skip
-        synced.__dict__.update({k: v for k, v in net.__dict__.items() if k in ("_parameters", "_buffers", "training")})
+        synced.__dict__.update(
+            {k: v for k, v in net.__dict__.items() if k in ("_parameters", "_buffers", "training")}
+        )
         return synced

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dtrain.nets.recompute import Recomputable
+
 VARIANCE_FLOOR = 1e-6  # keeps log and sqrt of a collapsed variance finite; not stated in the paper
 
 
@@ -32,7 +34,7 @@ class MLP(nn.Sequential):
         super().__init__(nn.Flatten(), *block(inputs), *block(hidden), nn.Linear(hidden, outputs))
 
 
-class GaussianMLP(nn.Module):
+class GaussianMLP(Recomputable):
     """A diagonal Gaussian given its input: forward([B, ...]) -> mean, variance, both float32 [B, outputs]."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
@@ -40,11 +42,11 @@ class GaussianMLP(nn.Module):
         self.body = MLP(inputs, hidden, 2 * outputs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = full_precision(self.body(x)).chunk(2, dim=1)
+        mean, raw = full_precision(self.through(self.body, x)).chunk(2, dim=1)
         return mean, variance_of(raw)
 
 
-class ImageMLP(nn.Module):
+class ImageMLP(Recomputable):
     """A deterministic image given a code: forward([B, d]) -> float32 [B, C, H, W] in [0, 1]."""
 
     def __init__(self, inputs: int, hidden: int, image_shape: tuple[int, int, int]) -> None:
@@ -53,4 +55,4 @@ class ImageMLP(nn.Module):
         self.image_shape = image_shape
 
     def forward(self, z: Tensor) -> Tensor:
-        return full_precision(self.body(z)).sigmoid().view(-1, *self.image_shape)
+        return full_precision(self.through(self.body, z)).sigmoid().view(-1, *self.image_shape)

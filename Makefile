@@ -1,0 +1,54 @@
+# make train: set up and train the main job. make test: set up everything and test it.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# System packages, and the part of the tests that is skipped where they cannot be installed.
+APT := python3-venv g++ pkg-config libopencv-dev libturbojpeg0-dev
+
+.PHONY: help train test lint format golden setup setup-test system clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+train: setup shards/digits ## train the 5-level StackedWAE on the embedded digits, with two processes
+	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
+	@echo "Look at runs/quickstart/images/ and runs/quickstart/metrics.jsonl"
+
+test: setup-test lint shards/digits ## set up everything, then lint and test
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+
+lint: setup-test ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-test ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+shards/%: | setup
+	$(BIN)/python -m data_prep $*
+
+setup: $(VENV)/.installed
+setup-test: system $(VENV)/.installed-test
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); ./tools/apt-install python3-venv; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+# FFCV is built from source and needs the system packages; DALI needs no GPU to run on the CPU.
+$(VENV)/.installed-test: pyproject.toml | system $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[dev,dali]'
+	$(BIN)/pip install --quiet --editable '.[ffcv]' || echo "FFCV did not build: its tests will be skipped"
+	@touch $@
+
+system:
+	@./tools/apt-install $(APT)
+
+clean: ## remove the virtual environment and caches; runs and shards stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage*
