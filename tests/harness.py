@@ -1,0 +1,99 @@
+"""Trains small algorithms through the real loader, updater and process group, in float64 where parity is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtrain import config as configs
+from dtrain.build import build_algorithm
+from dtrain.config import Config
+from dtrain.data.batch import Batch
+from dtrain.data.order import Order, positions
+from dtrain.distributed import World, distribute, start
+from dtrain.models.base import Algorithm
+from dtrain.noise import Noise
+from dtrain.state import model_state
+from dtrain.update import Updater
+
+SHAPE = (1, 6, 6)
+STACKED = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]")
+ADVERSARY = ("model._target_=tests.adversary.Adversary",)
+MODELS = {"stackedwae": STACKED, "adversary": ADVERSARY}
+
+
+COUNT = 96
+IMAGES = np.random.default_rng(0).random((COUNT, *SHAPE))
+
+
+def make_config(model: str, *overrides: str) -> Config:
+    """A small run of a model; its batch is 16 images of all processes together."""
+    cfg = configs.compose(["trainer.batch_size=16", "trainer.max_steps=40", *STACKED, *overrides])
+    if model == "adversary":
+        cfg.model = {"_target_": "tests.adversary.Adversary"}
+    return configs.validate(cfg)
+
+
+class Session:
+    """An algorithm on this process's part of a world, with its updater and its endless batches."""
+
+    def __init__(self, config: Config, world: World, double: bool = True, images: int = 0) -> None:
+        trainer = config.trainer
+        self.config, self.world, self.double = config, world, double
+        self.algorithm: Algorithm = build_algorithm(config, SHAPE)
+        if double:
+            self.algorithm.double()
+        distribute(
+            self.algorithm, world, strategy=trainer.strategy, shard_size=trainer.shard_size,
+            sync_batchnorm=trainer.sync_batchnorm,
+        )  # fmt: skip
+        self.updater = Updater(self.algorithm, config.optim, trainer, world, trainer.max_steps * trainer.batch_size)
+        self.images = images
+        self.stream = self.batches()
+        self.algorithm.train()
+
+    def batches(self) -> Iterator[Batch]:
+        """Random images in memory, in the order that every loader follows."""
+        order, start = Order(COUNT, self.config.seed), self.images
+        while True:
+            at = positions(start, self.config.trainer.batch_size, self.world.rank, self.world.size)
+            x = torch.from_numpy(IMAGES[order.indices(at)])
+            yield Batch(x if self.double else x.float(), Noise(self.config.seed, torch.from_numpy(at)))
+            start += self.config.trainer.batch_size
+
+    def steps(self, count: int) -> dict[str, float]:
+        """Trains; returns the metrics of the last step."""
+        for _ in range(count):
+            self.updater.read(self.world)
+            self.updater.images = self.images
+            self.algorithm.step(self.stream, self.updater)
+            self.images += self.config.trainer.batch_size
+        return self.updater.read(self.world)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {k: whole(v).clone() for k, v in model_state(self.algorithm).items()}
+
+
+def whole(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def train(config: Config, steps: int = 20, double: bool = True) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A whole short run on this rank's world: final weights and the last step's metrics."""
+    session = Session(config, start("cpu", timeout=60), double)
+    metrics = session.steps(steps)
+    return session.weights(), metrics
+
+
+def noise(rows: int) -> Noise:
+    return Noise.of(rows, seed=3)
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest absolute difference over all tensors; the keys must agree."""
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in a)
