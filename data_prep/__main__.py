@@ -1,22 +1,121 @@
-"""python -m data_prep <name> --out shards/<name>: original files to shards."""
+"""python -m data_prep <name> --source … --out shards/<name>: original files to shards; also verify and sheet."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from importlib import import_module
 from pathlib import Path
 
-from data_prep import digits
+from data_prep.download import download
+from data_prep.sheet import write_sheet
+from data_prep.source import Source, SourceError
+from data_prep.verify import find_splits, summary, verify_split
+from data_prep.writer import FORMATS, is_written, write_split
+from dtrain.data.shards import ShardError
+
+NAMES = ("digits", "celeba", "svhn", "mnist", "fashion_mnist", "cifar10", "flowers102", "folder")
 
 
-def main() -> None:
+def _formats(text: str) -> list[str]:
+    chosen = text.split(",")
+    unknown = sorted(set(chosen) - set(FORMATS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no format {', '.join(unknown)}: choose from {', '.join(FORMATS)}")
+    return chosen
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description=__doc__)
-    parser.add_argument("name", choices=["digits"], help="data set")
-    parser.add_argument("--out", type=Path, help="folder of the splits (default: shards/<name>)")
-    args = parser.parse_args()
+    commands = parser.add_subparsers(dest="name", required=True, metavar="command")
+    for name in NAMES:
+        p = commands.add_parser(name, help=(import_module(f"data_prep.{name}").__doc__ or "").splitlines()[0])
+        p.add_argument("--out", type=Path, help=f"folder of the splits (default: shards/{name})")
+        p.add_argument("--size", type=int, help="side of the square images, in pixels")
+        p.add_argument("--formats", type=_formats, default=["npy"], help=f"comma-separated: {', '.join(FORMATS)}")
+        p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+        p.add_argument("--skip-broken", action="store_true", help="leave unreadable samples out, and record them")
+        p.add_argument("--hold-out", type=int, metavar="N", help="without test images: the last N training ones")
+        if name != "digits":
+            p.add_argument("--source", type=Path, required=True, help="folder (or archive) of the original files")
+            p.add_argument("--download", action="store_true", help="fetch them into --source by torchvision")
+        if name == "flowers102":
+            p.add_argument("--embed", action="store_true", help="sentence embeddings of the captions")
+    p = commands.add_parser("verify", help="compare every file of prepared shards with its manifest")
+    p.add_argument("path", type=Path, help="shards/<name>, or one split of it")
+    p = commands.add_parser("sheet", help="draw a contact sheet of one split")
+    p.add_argument("path", type=Path, help="shards/<name>/<split>")
+    p.add_argument("--out", type=Path, required=True, help="PNG file")
+    return parser
+
+
+def _splits(args: argparse.Namespace) -> dict[str, Source]:
+    """The sources of the data set, non-empty ones only."""
+    source: Path = getattr(args, "source", Path())
+    if getattr(args, "download", False):
+        source = download(args.name, source)
+    if args.size is not None and args.size < 1:
+        raise SourceError(f"--size {args.size}: must be at least 1")
+    found: dict[str, Source] = import_module(f"data_prep.{args.name}").splits(source, args.size)
+    splits = {split: s for split, s in found.items() if len(s)}
+    if args.hold_out:
+        splits |= hold_out(splits, args.hold_out)
+    if getattr(args, "embed", False):
+        from data_prep.embed import with_embeddings
+
+        splits = {split: with_embeddings(s) for split, s in splits.items()}
+    return splits
+
+
+def hold_out(splits: dict[str, Source], count: int) -> dict[str, Source]:
+    """The last `count` training samples as the test split that the originals lack."""
+    if "test" in splits:
+        raise SourceError("--hold-out: the original files have a test split already")
+    train = splits["train"]
+    if not 0 < count < len(train):
+        raise SourceError(f"--hold-out {count}: must lie in 1..{len(train) - 1}")
+    cut = len(train) - count
+    return {"train": train.part(0, cut), "test": train.part(cut, len(train))}
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    if args.workers < 1:
+        raise SourceError(f"--workers {args.workers}: must be at least 1")
     out = args.out or Path("shards") / args.name
-    digits.prepare(out)
-    print(f"{args.name}: {out}/train, {out}/test")
+    for split, source in _splits(args).items():
+        path = out / split
+        if not is_written(path, source, args.formats, args.skip_broken):
+            write_split(path, source, args.formats, args.workers, args.skip_broken)
+        print(summary(path))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    splits = find_splits(args.path)
+    problems = [problem for split in splits for problem in verify_split(split)]
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        print("\n".join(f"{summary(split)}: every byte as written" for split in splits))
+    return 1 if problems else 0
+
+
+def _sheet(args: argparse.Namespace) -> int:
+    write_sheet(args.path, args.out)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 1 for damage found by verify, 2 for input that cannot be used."""
+    args = _parser().parse_args(argv)
+    run = {"verify": _verify, "sheet": _sheet}.get(args.name, _prepare)
+    try:
+        return run(args)
+    except (SourceError, ShardError, OSError) as e:
+        print(f"data_prep {args.name}: {e}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

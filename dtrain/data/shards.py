@@ -1,7 +1,9 @@
 """The on-disk format of a prepared data set: shards/<name>/<split>/ with images.npy and manifest.json.
 
-images.npy is uint8 [N, H, W, C], labels.npy int64 [N], attributes.npy uint8 [N, A], embeddings.npy float32
-[N, E]; only the first must exist. The manifest names what they were made from and the sha256 of every file.
+images.npy is uint8 [N, H, W, C] and checksums.npy uint64 [N] its rows' checksums; optional are labels.npy int64
+[N], attributes.npy uint8 [N, A], embeddings.npy float32 [N, E], captions.json, and the images once more as
+raw.beton and jpg.beton (FFCV) or images.tar (WebDataset). The manifest names what they were made from and the
+sha256 of every file, itself included.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SIDE_ARRAYS = ("labels", "attributes", "embeddings")
+AGAIN = "prepare the shards again"
 
 
 class ShardError(Exception):
@@ -25,17 +28,24 @@ class ShardError(Exception):
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in 1 MiB pieces."""
+    """Hex digest of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """Hex digest of a manifest's contents other than this digest."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Split:
-    """An opened split: memory-mapped arrays and the manifest they were checked against."""
+    """An opened split: memory-mapped images, the arrays that travel with them, and the manifest."""
 
     path: Path
     images: npt.NDArray[np.uint8]
+    checksums: npt.NDArray[np.uint64]
     arrays: dict[str, npt.NDArray[Any]]
     manifest: dict[str, Any]
 
@@ -48,6 +58,30 @@ class Split:
         _, height, width, channels = self.images.shape
         return channels, height, width
 
+    def file(self, name: str, format_name: str) -> Path:
+        """Path of an optional file, of the size the manifest says. ShardError if it is not there."""
+        if name not in self.manifest["files"]:
+            raise ShardError(
+                f"{self.path} has no {name}: prepare the shards again with {format_name} among --formats"
+            )
+        return checked_file(self.path, name, self.manifest["files"][name])
+
+    def load(self, name: str) -> npt.NDArray[Any]:
+        """An optional array of N rows, hashed."""
+        return _load_hashed(self.path, name, self.manifest)
+
+
+def _load_hashed(path: Path, name: str, manifest: dict[str, Any]) -> npt.NDArray[Any]:
+    """A whole array, or ShardError if the file is not byte for byte as prepared."""
+    entry = manifest["files"][name]
+    file = checked_file(path, name, entry)
+    if sha256(file) != entry["sha256"]:
+        raise ShardError(f"{file} is damaged (sha256 does not match): {AGAIN}")
+    array: npt.NDArray[Any] = np.load(file)
+    if len(array) != manifest["count"]:
+        raise ShardError(f"{file} has {len(array)} rows, the manifest says {manifest['count']}: {AGAIN}")
+    return array
+
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a split folder. ShardError if there is none or it cannot be read."""
@@ -55,33 +89,49 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ShardError(f"no shards in {path}: {MANIFEST} is missing")
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        version = manifest["format_version"]
-    except (ValueError, KeyError) as e:
-        raise ShardError(f"{file} is damaged ({e}): prepare the shards again") from e
+        manifest: dict[str, Any] = json.loads(file.read_bytes())
+        version, digest = manifest["format_version"], manifest.get("sha256")
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ShardError(f"{file} is damaged ({e}): {AGAIN}") from e
     if version != FORMAT_VERSION:
-        raise ShardError(
-            f"{file} has format {version}, this dtrain reads {FORMAT_VERSION}: prepare the shards again"
-        )
+        raise ShardError(f"{file} has format {version}, this dtrain reads {FORMAT_VERSION}: {AGAIN}")
+    if digest != manifest_digest(manifest):
+        raise ShardError(f"{file} is damaged (its own sha256 does not match): {AGAIN}")
     return manifest
 
 
+def checked_file(path: Path, name: str, entry: dict[str, Any]) -> Path:
+    """path/name, once its size is the one of its manifest entry."""
+    file = path / name
+    size = file.stat().st_size if file.is_file() else -1
+    if size != entry["bytes"]:
+        found = "is missing" if size < 0 else f"has {size} bytes"
+        raise ShardError(f"{file} {found}, the manifest says {entry['bytes']}: {AGAIN}")
+    return file
+
+
+def _map_images(path: Path, manifest: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    """Memory-maps the images; their contents are checked row by row when they are read."""
+    file = checked_file(path, "images.npy", manifest["files"]["images.npy"])
+    try:
+        images: npt.NDArray[np.uint8] = np.load(file, mmap_mode="r")
+    except (ValueError, SyntaxError, EOFError) as e:
+        raise ShardError(f"{file} is damaged ({e}): {AGAIN}") from e
+    wanted = (manifest["count"], *manifest["image_shape"])
+    if images.shape != wanted or images.dtype != np.uint8 or not images.flags.c_contiguous:
+        raise ShardError(
+            f"{file} is damaged: it holds {images.dtype} {images.shape}, the manifest says {wanted}: {AGAIN}"
+        )
+    return images
+
+
 def open_split(path: Path) -> Split:
-    """Memory-maps a split and checks the size of every array (their contents: `data_prep verify`)."""
+    """Maps the images and loads the small arrays, hashed (every other content: `data_prep verify`)."""
     manifest = read_manifest(path)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name in ("images", *SIDE_ARRAYS):
-        entry = manifest["files"].get(f"{name}.npy")
-        if entry is None:
-            continue
-        file = path / f"{name}.npy"
-        size = file.stat().st_size if file.is_file() else -1
-        if size != entry["bytes"]:
-            found = "is missing" if size < 0 else f"has {size} bytes"
-            raise ShardError(f"{file} {found}, the manifest says {entry['bytes']}: prepare the shards again")
-        arrays[name] = np.load(file, mmap_mode="r")
-        if len(arrays[name]) != manifest["count"]:
-            raise ShardError(f"{file} has {len(arrays[name])} rows, the manifest says {manifest['count']}")
-    if "images" not in arrays:
-        raise ShardError(f"{path / MANIFEST} lists no images.npy")
-    return Split(path, arrays.pop("images"), arrays, manifest)
+    missing = [name for name in ("images.npy", "checksums.npy") if name not in manifest["files"]]
+    if missing:
+        raise ShardError(f"{path / MANIFEST} lists no {', '.join(missing)}: {AGAIN}")
+    images, checksums = _map_images(path, manifest), _load_hashed(path, "checksums.npy", manifest)
+    present = [name for name in SIDE_ARRAYS if f"{name}.npy" in manifest["files"]]
+    arrays = {name: _load_hashed(path, f"{name}.npy", manifest) for name in present}
+    return Split(path, images, checksums, arrays, manifest)

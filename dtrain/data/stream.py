@@ -38,9 +38,7 @@ class Spec:
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank {self.rank} is outside a world of {self.world}")
         if self.batch_size < 1 or self.batch_size % self.world:
-            raise ValueError(
-                f"batch_size={self.batch_size} must be a positive multiple of world={self.world}"
-            )
+            raise ValueError(f"batch_size={self.batch_size} must be a positive multiple of world={self.world}")
 
 
 @dataclass(frozen=True)
@@ -56,13 +54,16 @@ class ShardLoader(ABC):
 
     def __init__(self, split: Split, spec: Spec) -> None:
         self.split, self.spec = split, spec
-        self.arrays = {
-            name: torch.from_numpy(np.array(a)).to(spec.device) for name, a in split.arrays.items()
-        }
+        self.arrays = {name: torch.from_numpy(np.array(a)).to(spec.device) for name, a in split.arrays.items()}
+
+    @property
+    def rows_per_step(self) -> int:
+        """The most rows that this rank reads in one step."""
+        return self.spec.batch_size // self.spec.world
 
     @abstractmethod
     def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor], None, None]:
-        """uint8 [B, H, W, C] of each step of the plan, on the device; valid only until the next is asked for."""
+        """uint8 [B, H, W, C] of each step of the plan, on the device, valid only until the next is asked for."""
 
     def close(self) -> None:  # noqa: B027 - most loaders hold nothing that outlives their iterators
         """Frees what an abandoned iterator would hold."""

@@ -1,0 +1,94 @@
+"""CelebA, aligned and cropped: 202,599 faces of 178 × 218, 40 attributes, the official partition.
+
+Files: img_align_celeba.zip (or the folder), list_attr_celeba.txt, list_eval_partition.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from data_prep.files import described, find, locate_tree
+from data_prep.folder import TreeReader
+from data_prep.source import Source, SourceError
+
+SPLITS = ("train", "valid", "test")  # 0, 1, 2 in list_eval_partition.txt
+DEFAULT_SIZE = 64
+
+
+def read_attributes(file: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """(attribute names, image name → its ±1 words). SourceError if the file is not whole."""
+    lines = file.read_text().splitlines()
+    if len(lines) < 2 or not lines[0].strip().isdigit():
+        raise SourceError(f"{file}: the first line must be the number of images, the second the attributes' names")
+    names = lines[1].split()
+    rows = {words[0]: words[1:] for words in (line.split() for line in lines[2:]) if words}
+    if len(rows) != int(lines[0]):
+        raise SourceError(f"{file} says it has {int(lines[0])} images but has {len(rows)}: download it again")
+    for image, values in rows.items():
+        if len(values) != len(names) or not set(values) <= {"1", "-1"}:
+            raise SourceError(f"{file}: the row of {image} is not {len(names)} times 1 or -1: download it again")
+    return names, rows
+
+
+def read_partition(file: Path) -> dict[str, str]:
+    """Image name → split name."""
+    partition = {}
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        words = line.split()
+        if len(words) != 2 or words[1] not in ("0", "1", "2"):
+            raise SourceError(f"{file}:{number}: expected an image's name and 0, 1 or 2, got {line!r}")
+        partition[words[0]] = SPLITS[int(words[1])]
+    return partition
+
+
+def _check_counts(images: dict[str, str], attributes: dict[str, list[str]], archive: Path) -> None:
+    """A cut archive shows as annotated images that are not there."""
+    absent = [name for name in attributes if name not in images]
+    if absent:
+        raise SourceError(
+            f"{archive} holds {len(images)} images, but {len(absent)} annotated ones are missing, the first "
+            f"{absent[0]}: download it again, or cut the annotation files to the images you have"
+        )
+
+
+def splits(source: Path, size: int | None) -> dict[str, Source]:
+    """Centre 178 × 178 of 178 × 218 (the full width at any other resolution), resized to size (64)."""
+    side = size or DEFAULT_SIZE
+    tree = locate_tree(source, "img_align_celeba.zip", "img_align_celeba")
+    images = {PurePosixPath(m).name: m for m in tree.members}
+    attribute_file, partition_file = find(source, "list_attr_celeba.txt"), find(source, "list_eval_partition.txt")
+    attribute_names, attributes = read_attributes(attribute_file)
+    partition = read_partition(partition_file)
+    _check_counts(images, attributes, tree.path)
+    about = {
+        "files": {**tree.describe(), **described(attribute_file, partition_file)},
+        "crop": "centre square of the original's width",
+        "resize": f"PIL bicubic to {side}",
+        "attribute_names": attribute_names,
+    }
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name in images:
+        found[partition.get(name, "train")].append(name)
+    result = {}
+    for split, names in found.items():
+        files: dict[Path, Container[str]] = {attribute_file: attributes, partition_file: partition}
+        broken = {
+            i: f"has no row in {file.name}"
+            for i, name in enumerate(names)
+            for file, rows in files.items()
+            if name not in rows
+        }
+        missing = ["-1"] * len(attribute_names)
+        values = np.array([attributes.get(name, missing) for name in names]).reshape(len(names), -1)
+        result[split] = Source(
+            names=[images[n] for n in names],
+            read=TreeReader(tree, [images[n] for n in names], side),
+            shape=(side, side, 3),
+            arrays={"attributes": (values == "1").astype(np.uint8)},
+            about=about,
+            broken=broken,
+        )
+    return result
