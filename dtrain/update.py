@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from dtrain.config import ConfigError, OptimConfig, OptimizerConfig, TrainerConf
 from dtrain.distributed import World, set_gradient_sync
 from dtrain.models.base import Algorithm, LossFunction, Terms
 
+# What FSDP2 (freed storage), torch.compile and SyncBatchNorm say to a double backward.
+DOUBLE_BACKWARD = re.compile("setStorage.*storage of size 0|double backward|once_differentiable", re.DOTALL)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -136,6 +139,7 @@ class Updater:
             for name, paths in algorithm.groups.items()
         }
         self.micro_batches, self.compile = trainer.micro_batches, trainer.compile
+        self.algorithm_name = type(algorithm).__name__
         self.double_backward = algorithm.double_backward
         self.device, self.total_images = world.device, total_images
         self.scaled = trainer.precision == "fp16"
@@ -203,12 +207,27 @@ class Updater:
                 for group in active:
                     for net in group.nets:
                         set_gradient_sync(net, i == n - 1)
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                terms = loss_fn(*part)
-            loss = torch.stack(list(terms.values())).sum() / n
-            (loss if scaler is None else scaler.scale(loss)).backward()
+            with self._double_backward_explained(active):
+                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                    terms = loss_fn(*part)
+                loss = torch.stack(list(terms.values())).sum() / n
+                (loss if scaler is None else scaler.scale(loss)).backward()
             total = {k: t.detach() / n + total[k] if total else t.detach() / n for k, t in terms.items()}
         return total
+
+    @contextmanager
+    def _double_backward_explained(self, active: list[Group]) -> Iterator[None]:
+        """torch's errors on differentiating a gradient of a sharded or compiled network do not say what to do."""
+        try:
+            yield
+        except RuntimeError as e:
+            if not DOUBLE_BACKWARD.search(str(e)):
+                raise
+            names = ", ".join(group.name for group in active)
+            raise ConfigError(
+                f"a loss of {names} differentiates a gradient, which sharded, compiled or batch-synchronised networks "
+                f"cannot: add its groups to {self.algorithm_name}.double_backward, and they stay replicated and eager"
+            ) from e
 
     @staticmethod
     def _norms(active: list[Group], scaler: torch.amp.GradScaler | None) -> list[Tensor]:
