@@ -82,7 +82,7 @@ def splits(source: Path, size: int | None) -> dict[str, Source]:
             if name not in rows
         }
         missing = ["-1"] * len(attribute_names)
-        values = np.array([attributes.get(name, missing) for name in names]).reshape(len(names), -1)
+        values = np.array([attributes.get(name, missing) for name in names]).reshape(-1, len(attribute_names))
         result[split] = Source(
             names=[images[n] for n in names],
             read=TreeReader(tree, [images[n] for n in names], side),

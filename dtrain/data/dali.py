@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dtrain.data.checks import RowGuard
 from dtrain.data.encoded import Encoded
-from dtrain.data.order import Indices
+from dtrain.data.gather import Gather
 from dtrain.data.prefetch import prefetch
 from dtrain.data.shards import Split
 from dtrain.data.stream import Rows, ShardLoader, Spec
@@ -50,7 +50,8 @@ class DaliLoader(ShardLoader):
             yield rows, torch.from_numpy(pixels).to(self.spec.device)
 
     def _run(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, npt.NDArray[np.uint8]], None, None]:
-        pipeline, feed = self._pipeline(), self._gather if self.tar is None else self.tar.read
+        pipeline = self._pipeline()
+        feed = Gather(self.split.images, self.rows_per_step, 1) if self.tar is None else self.tar.read
         empty = np.empty((0, *self.split.images.shape[1:]), dtype=np.uint8)
         for rows in plan:
             if not len(rows.indices):  # DALI has no empty batches
@@ -61,9 +62,6 @@ class DaliLoader(ShardLoader):
             self.guard.check(rows.indices, pixels)
             yield rows, pixels
 
-    def _gather(self, indices: Indices) -> npt.NDArray[np.uint8]:
-        return self.split.images[indices]
-
     def _pipeline(self) -> Pipeline:
         pipeline = Pipeline(
             batch_size=self.rows_per_step,
@@ -71,6 +69,7 @@ class DaliLoader(ShardLoader):
             device_id=None,
             exec_pipelined=False,
             exec_async=False,
+            exec_dynamic=True,  # outputs are then kept until released, not overwritten by the next run
             prefetch_queue_depth=1,
         )
         raw = self.tar is None

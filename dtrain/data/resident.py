@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dtrain.data.checks import RowGuard
+from dtrain.data.gather import Gather
 from dtrain.data.prefetch import prefetch
 from dtrain.data.shards import Split
 from dtrain.data.stream import Rows, ShardLoader, Spec
@@ -55,14 +56,8 @@ class ResidentLoader(ShardLoader):
     def _gather(
         self, plan: Iterator[Rows], buffers: int
     ) -> Generator[tuple[Rows, npt.NDArray[np.uint8]], None, None]:
-        """Rows into a ring of buffers: fresh memory for each batch costs five times the copy (page faults).
-
-        numpy's take, because torch's gather on two threads drops to a third on a busy machine.
-        """
-        ring = np.empty((buffers, self.rows_per_step, *self.host.shape[1:]), dtype=np.uint8)
-        for number, rows in enumerate(plan):
-            out = ring[number % buffers, : len(rows.indices)]
-            # mode="clip" writes straight into out; the order's indices are in range by construction
-            np.take(self.host, rows.indices, axis=0, out=out, mode="clip")
-            self.guard.check(rows.indices, out)
-            yield rows, out
+        gather = Gather(self.host, self.rows_per_step, buffers)
+        for rows in plan:
+            pixels = gather(rows.indices)
+            self.guard.check(rows.indices, pixels)
+            yield rows, pixels
