@@ -6,6 +6,7 @@ import hashlib
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.source import BrokenImageError, SourceError
@@ -25,6 +26,16 @@ def find(folder: Path, *names: str) -> Path:
 def described(*files: Path) -> dict[str, dict[str, int | str]]:
     """Size and sha256 of original files, for the manifest."""
     return {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+
+
+def described_folder(folder: Path, members: Iterable[str]) -> dict[str, dict[str, int | str]]:
+    """Total size, and one sha256 over the paths and contents, of files below a folder."""
+    total, digest = 0, hashlib.sha256()
+    for member in members:
+        content = (folder / member).read_bytes()
+        total += len(content)
+        digest.update(member.encode() + b"\0" + hashlib.sha256(content).digest())
+    return {f"{folder.name}/": {"bytes": total, "sha256": digest.hexdigest()}}
 
 
 class Tree:
@@ -58,14 +69,7 @@ class Tree:
 
     def describe(self) -> dict[str, dict[str, int | str]]:
         """Size and sha256 of the archive, or of all paths and contents of the folder."""
-        if not self.path.is_dir():
-            return described(self.path)
-        total, digest = 0, hashlib.sha256()
-        for member in self.members:
-            content = (self.path / member).read_bytes()
-            total += len(content)
-            digest.update(member.encode() + b"\0" + hashlib.sha256(content).digest())
-        return {f"{self.path.name}/": {"bytes": total, "sha256": digest.hexdigest()}}
+        return described_folder(self.path, self.members) if self.path.is_dir() else described(self.path)
 
 
 def locate_tree(source: Path, *names: str) -> Tree:

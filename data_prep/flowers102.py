@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from data_prep.files import Tree, described, find, locate_tree
+from data_prep.files import Tree, described, described_folder, find, locate_tree
 from data_prep.folder import TreeReader, class_folders
 from data_prep.source import Source, SourceError
 from data_prep.svhn import load_mat
@@ -46,25 +47,26 @@ def _official(source: Path, size: int) -> dict[str, Source]:
     return result
 
 
-def with_captions(source: Source, files: dict[str, Path]) -> Source:
+def with_captions(source: Source, texts: dict[str, Path], digest: dict[str, Any]) -> Source:
     """The source with the lines of each image's text file; an image without one is broken."""
     stems = [PurePosixPath(name).stem for name in source.names]
-    absent = {i: f"has no captions ({CAPTIONS})" for i, stem in enumerate(stems) if stem not in files}
-    captions = [
-        [line.strip() for line in files[s].read_text(errors="replace").splitlines() if line.strip()]
-        if s in files
-        else []
-        for s in stems
-    ]
-    return replace(source, captions=captions, broken={**source.broken, **absent})
+    absent = {i: f"has no captions in {CAPTIONS}" for i, stem in enumerate(stems) if stem not in texts}
+    captions = [_lines(texts[stem]) if stem in texts else [] for stem in stems]
+    about = {**source.about, "files": {**source.about["files"], **digest}}
+    return replace(source, captions=captions, about=about, broken={**source.broken, **absent})
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
 
 
 def splits(source: Path, size: int | None) -> dict[str, Source]:
     """Centre square, resized to size (64)."""
     side = size or DEFAULT_SIZE
-    official = (source / "jpg").is_dir()
+    official, texts = (source / "jpg").is_dir(), source / CAPTIONS
     result = _official(source, side) if official else class_folders(locate_tree(source), side)
-    if not (source / CAPTIONS).is_dir():
+    if not texts.is_dir():
         return result
-    files = {f.stem: f for f in sorted((source / CAPTIONS).rglob("image_*.txt"))}
-    return {split: with_captions(part, files) for split, part in result.items()}
+    files = sorted(texts.rglob("image_*.txt"))
+    digest = described_folder(texts, [f.relative_to(texts).as_posix() for f in files])
+    return {split: with_captions(part, {f.stem: f for f in files}, digest) for split, part in result.items()}

@@ -78,7 +78,6 @@ def write_split(
     tables = _write_rest(work, source, keep, formats)
     left_out = [{"sample": source.names[i], "why": broken[i]} for i in sorted(broken)]
     manifest = {**key, "count": len(keep), "image_shape": list(source.shape), "left_out": left_out}
-    manifest |= {k: v for k, v in source.about.items() if k in ("class_names", "attribute_names")}
     (work / JOURNAL).unlink()
     manifest["files"] = {
         f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(work.iterdir()) if f.name != MANIFEST

@@ -58,6 +58,16 @@ class Split:
         _, height, width, channels = self.images.shape
         return channels, height, width
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the labels' values; empty if there are none."""
+        return list(self.manifest["source"].get("class_names", []))
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """Names of the attributes' columns; empty if there are none."""
+        return list(self.manifest["source"].get("attribute_names", []))
+
     def file(self, name: str, format_name: str) -> Path:
         """Path of an optional file, of the size the manifest says. ShardError if it is not there."""
         if name not in self.manifest["files"]:
