@@ -30,9 +30,14 @@ def _mix_int(h: int) -> int:
     return h ^ (h >> 16)
 
 
+@torch.compiler.assume_constant_result  # a compiled loss keeps it as a number
+def _site(name: str) -> int:
+    return zlib.crc32(name.encode())
+
+
 def site_key(seed: int, site: str) -> int:
     """32-bit key of a named place in the algorithm."""
-    return _mix_int(_mix_int(seed & _MASK) ^ _mix_int((seed >> 32) & _MASK) ^ zlib.crc32(site.encode()))
+    return _mix_int(_mix_int(seed & _MASK) ^ _mix_int((seed >> 32) & _MASK) ^ _site(site))
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,10 @@ def learning_rate(settings: OptimizerConfig, images: int, total_images: int) -> 
 
 
 def make_optimizer(settings: OptimizerConfig, params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's own optimizer, in its fused form where there is one: it can skip a step without asking the host."""
+    """torch's own optimizer; Adam in its fused form, which can skip a step without asking the host."""
     lr, decay = settings.lr, settings.weight_decay
     if settings.name == "sgd":
-        return torch.optim.SGD(params, lr, momentum=settings.momentum, weight_decay=decay, fused=True)
+        return torch.optim.SGD(params, lr, momentum=settings.momentum, weight_decay=decay)
     if settings.name == "rmsprop":
         return torch.optim.RMSprop(params, lr, eps=settings.eps, momentum=settings.momentum, weight_decay=decay)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
@@ -130,9 +130,9 @@ class Updater:
         if unknown:
             raise ConfigError(f"optim.groups.{min(unknown)}: this model's groups are {', '.join(algorithm.groups)}")
         for name in algorithm.groups:
-            if trainer.on_nonfinite == "skip" and optim.of(name).name == "rmsprop":
+            if trainer.on_nonfinite == "skip" and optim.of(name).name not in ("adam", "adamw"):
                 raise ConfigError(
-                    "trainer.on_nonfinite=skip needs a fused optimizer: adam, adamw or sgd, not rmsprop"
+                    f"trainer.on_nonfinite=skip needs optim.*.name=adam or adamw, group {name} has {optim.of(name).name}"
                 )
         self.groups = {
             name: Group(name, [algorithm.get_submodule(p) for p in paths], optim.of(name))
@@ -263,7 +263,7 @@ class Updater:
                 group.swap()
 
     def read(self, world: World) -> dict[str, float]:
-        """Means over ranks and over the steps since the last read: loss/<update>/<term>, grad_norm/<update>/<group>.
+        """Means over ranks and over the steps since the last read: loss/<update>/<term> and so on.
 
         Waits for the device.
         """
