@@ -1,0 +1,1 @@
+"""Grids of runs on SLURM or on this machine: submit, follow, retry, cancel, collect."""

@@ -1,0 +1,103 @@
+"""python -m launch.job SUBMISSION [INDEX]: one point of a sweep, in its SLURM job or on this machine.
+
+Holds the run's folder while it runs, starts one process for each rank, and decides what follows its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.requeue import Attempt, back_into_queue, outcome, say, srun
+from launch.settings import launcher_from
+from launch.store import Submission, SweepFolder, locked, read_json
+
+KILLS = 3  # in a row without a new step: then it is no accident
+ORPHAN = 300.0  # seconds to wait for processes that a dead node's daemon left behind
+
+
+def run_point(submission: Submission, index: int) -> int:
+    """Runs a point until it is finished, stopped, failed, or handed back to SLURM. Returns the exit code."""
+    entry = SweepFolder.open(submission.path.parents[1]).points[index]
+    job = os.environ.get("SLURM_JOB_ID", f"pid {os.getpid()}")
+    with _held(entry.run / "lock", job) as holder:
+        if holder is not None:
+            say(f"{entry.run} is being run by job {holder}: nothing to do")
+            submission.add_event(index, "elsewhere", job=job, by=holder)
+            return 0
+        while True:
+            submission.add_event(index, "start", job=job, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+            attempt = Attempt(*_ranks(submission, index), forward=submission.where == "local")
+            code = attempt.wait()
+            status = read_json(entry.run / "status.json")
+            how = outcome(code, status)
+            submission.add_event(index, "end", job=job, how=how, code=code, step=status.get("step", 0))
+            if not _again(submission, index, how, attempt.asked):
+                return code
+
+
+@contextlib.contextmanager
+def _held(lock: Path, job: str) -> Iterator[str | None]:
+    """Holds the run's lock as `job`; yields None, or the other job that holds it.
+
+    A requeued job may meet its own former self, orphaned by a dead slurmd: it waits for that one to end.
+    """
+    deadline = time.monotonic() + ORPHAN
+    while True:
+        with locked(lock, wait=False) as mine:
+            if mine:
+                lock.write_text(job)
+                yield None
+                return
+        holder = lock.read_text()
+        if holder != job or time.monotonic() > deadline:
+            yield holder
+            return
+        time.sleep(1)
+
+
+def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Mapping[str, str]]]:
+    """The commands to start and their environments: srun's tasks, or this machine's processes."""
+    launcher = launcher_from(submission.launcher)
+    program = ["-m", "dtrain", "--config", str(submission.config(index))]
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(launcher.cpus_per_task or 1)}
+    if submission.where == "slurm":
+        return [[*srun(sys.executable, launcher.ranks), *program]], [threads]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    world = {"WORLD_SIZE": str(launcher.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **threads}
+    ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(launcher.ranks)]
+    return [[sys.executable, "-u", *program] for _ in ranks], list(ranks)
+
+
+def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
+    """Whether to start the point again here. On SLURM never: the job goes back into the queue instead."""
+    if how not in ("stopped", "killed") or submission.cancelled(index).exists():
+        return False
+    ends = [e for e in submission.events(index) if e["event"] == "end"]
+    if how == "killed" and _stuck(ends):
+        say(f"killed {KILLS} times at step {ends[-1]['step']}: given up; see the log above, and memory limits")
+        return False
+    limit = launcher_from(submission.launcher).max_num_timeout
+    if submission.where == "slurm":
+        if back_into_queue(how, limit):
+            submission.add_event(index, "requeue")
+        return False
+    return how == "killed" and not asked and len(ends) <= limit
+
+
+def _stuck(ends: list[dict[str, Any]]) -> bool:
+    last = ends[-KILLS:]
+    return len(last) == KILLS and all(e["how"] == "killed" and e["step"] == last[0]["step"] for e in last)
+
+
+if __name__ == "__main__":
+    folder = Submission.open(Path(sys.argv[1]))
+    sys.exit(run_point(folder, int(sys.argv[2] if len(sys.argv) > 2 else os.environ["SLURM_ARRAY_TASK_ID"])))

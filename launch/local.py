@@ -1,0 +1,123 @@
+"""python -m launch.local SUBMISSION: a submission's points on this machine, some at a time, in the background."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from dtrain.config import ConfigError
+from launch.settings import Launcher, launcher_from
+from launch.store import Submission, SweepFolder
+
+
+def gpus() -> list[str]:
+    """The GPUs that runs may use: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [g for g in visible.split(",") if g]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU")]
+
+
+def places(launcher: Launcher, parallel: int | None) -> int:
+    """How many runs go on at a time. Raises ConfigError if this machine cannot hold one."""
+    if launcher.nodes > 1:
+        raise ConfigError(f"launcher.nodes={launcher.nodes}: there is no sbatch here, and this machine is one node")
+    have = len(gpus())
+    if launcher.gpus > have:
+        raise ConfigError(f"a run asks for {launcher.gpus} GPUs (launcher.gpus_per_node) and this machine has {have}")
+    if launcher.gpus:
+        fit = have // launcher.gpus
+        return min(parallel or fit, fit)
+    cores = launcher.ranks * (launcher.cpus_per_task or 1)
+    return parallel or max(1, len(os.sched_getaffinity(0)) // cores)
+
+
+def start(submission: Path, code: Path, log: Path) -> int:
+    """Starts the scheduler, detached from this shell, and returns its process id."""
+    paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    with log.open("a") as out:
+        return subprocess.Popen(
+            [sys.executable, "-u", "-m", "launch.local", str(submission)],
+            env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        ).pid  # fmt: skip
+
+
+def alive(submission: Submission) -> bool:
+    """Whether a submission's scheduler still runs; on another machine's it cannot be told, and is assumed."""
+    if submission.host != platform.node():
+        return True
+    try:
+        command = Path(f"/proc/{submission.job}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return str(submission.path).encode() in command
+
+
+class Scheduler:
+    """Runs the points of a submission in order, `parallel` at a time, each with its own GPUs."""
+
+    def __init__(self, submission: Submission) -> None:
+        self.submission, self.sweep = submission, SweepFolder.open(submission.path.parents[1])
+        launcher = launcher_from(submission.launcher)
+        devices, each = gpus(), launcher.gpus
+        self.free = [devices[i * each : (i + 1) * each] for i in range(submission.parallel)]
+        self.uses_gpus = each > 0
+        self.running: dict[subprocess.Popen[bytes], list[str]] = {}
+        self.stopping = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        for process in self.running:
+            process.terminate()
+
+    def run(self) -> None:
+        """Returns when every point has ended, or, asked to stop, when the running ones have saved."""
+        waiting = list(self.submission.indices)
+        while self.running or (waiting and not self.stopping):
+            while waiting and self.free and not self.stopping:
+                self._start(waiting.pop(0))
+            time.sleep(0.1)
+            for process in [p for p in self.running if p.poll() is not None]:
+                self.free.append(self.running.pop(process))
+
+    def _start(self, index: int) -> None:
+        if self.submission.cancelled(index).exists():
+            return
+        devices = self.free.pop(0)
+        environment = dict(os.environ)
+        if self.uses_gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        with self.sweep.log(index).open("a") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "launch.job", str(self.submission.path), str(index)],
+                env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+        self.running[process] = devices
+
+
+def cancel(submission: Submission, indices: list[int]) -> None:
+    """Stops points after they have saved. Their cancelled marks, set before, keep waiting ones from starting."""
+    for index in indices:
+        events = submission.events(index)
+        if events and events[-1]["event"] == "start":
+            os.kill(int(events[-1]["job"].removeprefix("pid ")), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    while not (folder / "submission.json").exists():  # written once this process's id is known
+        time.sleep(0.05)
+    Scheduler(Submission.open(folder)).run()

@@ -1,0 +1,114 @@
+"""python -m launch.requeue COMMAND …: a job's command, started again by SLURM until it has come to its end.
+
+Ends with the command's exit code, unless the command stopped on request (time limit, preemption) or was killed:
+then it puts the job back into the queue, where the command continues from its latest checkpoint, at most
+$DTRAIN_MAX_RESTARTS times (20).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from launch import slurm
+
+STOPPED = 75  # dtrain.trainer.STOPPED, without importing torch
+GRACE = 60.0  # seconds that the other ranks may go on after one has ended badly
+
+
+def srun(python: str, ranks: int) -> list[str]:
+    """The srun command that starts one rank as each task of this job, up to the interpreter's arguments."""
+    command = ["srun", "--unbuffered", "--kill-on-bad-exit=0", f"--wait={GRACE:.0f}"]
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # srun does not take it over from sbatch since 22.05
+        command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
+    return [*command, *(["--label"] if ranks > 1 else []), python]
+
+
+class Attempt:
+    """One execution of a run: a process for each command.
+
+    forward: pass requests to stop on to the processes. Not to srun: SLURM signals its tasks itself, and srun would
+    pass on no more than a kill.
+    """
+
+    def __init__(self, commands: list[list[str]], environments: list[Mapping[str, str]], forward: bool) -> None:
+        self.asked = False
+        self._forward = forward
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._request)
+        self._processes = [
+            subprocess.Popen(command, env={**os.environ, **extra}, start_new_session=True)
+            for command, extra in zip(commands, environments, strict=True)
+        ]
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        if self._forward:
+            self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+
+    def wait(self) -> int:
+        """The largest exit code, 128 + n for a process that signal n ended: what srun says of its tasks."""
+        deadline = None
+        while None in (codes := [p.poll() for p in self._processes]):
+            now = time.monotonic()
+            if deadline is None and any(codes):
+                deadline = now + GRACE
+            if deadline is not None and now > deadline:
+                self._signal(signal.SIGKILL)
+            time.sleep(0.1)
+        return max(128 - code if code < 0 else code for code in codes if code is not None)
+
+
+def outcome(code: int, status: dict[str, Any]) -> str:
+    """finished, stopped (on request), killed (by a signal, or a rank lost its peers), or failed (by itself)."""
+    if code == 0:
+        return "finished"
+    if code == STOPPED:
+        return "stopped"
+    lost = status.get("state") == "failed" and str(status.get("error")).startswith("RanksMissing")
+    return "killed" if code > 128 or lost else "failed"
+
+
+def back_into_queue(how: str, limit: int) -> bool:
+    """Requeues this job after an end by `how`, unless it was cancelled or has restarted `limit` times."""
+    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    if not slurm.still_wanted(job):
+        say(f"{how}; SLURM has already decided what becomes of job {job}")
+        return False
+    if restarts >= limit:
+        say(f"{how} after {restarts} restarts, the limit: job {job} is not requeued")
+        return False
+    say(f"{how}: requeueing job {job} (restart {restarts + 1} of at most {limit})")
+    return slurm.requeue(job)
+
+
+def say(message: str) -> None:
+    """A line of the job's log that is not the run's own."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} launch: {message}", flush=True)
+
+
+def main(command: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    on_slurm = "SLURM_JOB_ID" in os.environ
+    code = Attempt([command], [{}], forward=not on_slurm).wait()
+    how = outcome(code, {})
+    if how in ("stopped", "killed") and on_slurm:
+        back_into_queue(how, int(os.environ.get("DTRAIN_MAX_RESTARTS", "20")))
+    return code
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,159 @@
+"""What a sweep asks for: SLURM resources (`launcher.*`, configs/launcher/) and how to go about it (`sweep.*`)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dtrain.config import CONFIGS, ConfigError
+
+# Not ours to set: where submitit keeps pickles (there are none), and the stock launcher's class.
+_FOREIGN = ("_target_", "submitit_folder", "stderr_to_stdout")
+
+
+@dataclass
+class Launcher(SlurmQueueConf):
+    """hydra-submitit-launcher's fields with defaults that keep work, and two fields that it lacks."""
+
+    name: str = "dtrain"
+    submitit_folder: str = ""
+    timeout_min: int = 1440
+    # Tasks are ranks. Not given: one for each GPU, else one.
+    tasks_per_node: int | None = None
+    # Restarts after preemption, time limits and killed ranks, before a point counts as failed.
+    max_num_timeout: int = 100
+    # Start after other jobs, e.g. afterok:1234.
+    dependency: str | None = None
+    # Whole nodes.
+    exclusive: bool | None = None
+
+    @property
+    def tasks(self) -> int:
+        """Ranks on each node."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a run."""
+        return self.nodes * self.tasks
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a run."""
+        return self.nodes * ((self.gpus_per_node or 0) or self.tasks * (self.gpus_per_task or 0))
+
+    def public(self) -> dict[str, Any]:
+        """The fields that are set, for the plan and for sweep.json."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FOREIGN}
+        return {k: v for k, v in values.items() if v not in (None, {}, [])}
+
+
+@dataclass
+class Sweep:
+    """How to go about a sweep."""
+
+    # First part of the sweep's id; not given: the model's or experiment's name.
+    name: str | None = None
+    # Folder of the sweeps' folders.
+    dir: str = "sweeps"
+    # Print the plan and submit nothing.
+    dry_run: bool = False
+    # Show a live table until every point has ended.
+    wait: bool = False
+    # slurm | local | auto: SLURM where there is sbatch, else this machine.
+    where: str = "auto"
+    # Runs at a time on this machine. Not given: as many as fit its GPUs, else its cores.
+    parallel: int | None = None
+    # Training speed of one run in images/s, for the estimated GPU-hours. Not given: that of earlier runs.
+    pilot: float | None = None
+
+
+@dataclass
+class Settings:
+    """Both, and the overrides left for the points."""
+
+    launcher: Launcher = field(default_factory=Launcher)
+    sweep: Sweep = field(default_factory=Sweep)
+    overrides: list[str] = field(default_factory=list)
+
+
+def read_settings(argv: list[str]) -> Settings:
+    """Splits the command line into launcher.*, sweep.* and the points' own overrides. Raises ConfigError."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(argv)
+    except HydraException as e:
+        raise ConfigError(str(e)) from e
+    ours = [o for o in parsed if o.key_or_group.split(".")[0] in ("launcher", "sweep")]
+    swept = [o.input_line for o in ours if o.is_sweep_override()]
+    if swept:
+        raise ConfigError(f"{swept[0]}: resources are the same for all points and cannot be swept")
+    choice = next((str(o.value()) for o in ours if o.key_or_group == "launcher"), "default")
+    launcher = _merge(Launcher, _file(choice), [o for o in ours if o.key_or_group.startswith("launcher.")])
+    sweep = _merge(Sweep, {}, [o for o in ours if o.key_or_group.startswith("sweep.")])
+    _check(launcher, sweep)
+    return Settings(launcher, sweep, [str(o.input_line) for o in parsed if o not in ours])
+
+
+def launcher_from(stored: dict[str, Any]) -> Launcher:
+    """The inverse of Launcher.public."""
+    return _merge(Launcher, stored, [])
+
+
+def _file(name: str) -> Any:
+    file = CONFIGS / "launcher" / f"{name}.yaml"
+    if not file.is_file():
+        names = ", ".join(sorted(f.stem for f in file.parent.glob("*.yaml")))
+        raise ConfigError(f"launcher={name}: there is no {file.name} in configs/launcher; it has: {names}")
+    return OmegaConf.load(file)
+
+
+def _merge(kind: type[Any], base: Any, overrides: list[Override]) -> Any:
+    node = OmegaConf.structured(kind)
+    line = "configs/launcher"
+    try:
+        node.merge_with(base)
+        for o in overrides:
+            line = str(o.input_line)
+            key = o.key_or_group.partition(".")[2]
+            # Only additional_parameters is open: its keys are sbatch's.
+            OmegaConf.update(node, key, o.value(), merge=True, force_add=key.startswith("additional_parameters."))
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as e:
+        names = ", ".join(sorted(f.name for f in fields(kind) if f.name not in _FOREIGN))
+        raise ConfigError(f"{line}: {str(e).splitlines()[0]}\n  allowed: {names}") from e
+
+
+def _check(launcher: Launcher, sweep: Sweep) -> None:
+    for key in ("nodes", "tasks_per_node", "timeout_min", "array_parallelism", "cpus_per_task"):
+        value = getattr(launcher, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"launcher.{key}={value}: must be at least 1")
+    if launcher.signal_delay_s * 2 > launcher.timeout_min * 60:
+        raise ConfigError(
+            f"launcher.signal_delay_s={launcher.signal_delay_s}: a job of "
+            f"launcher.timeout_min={launcher.timeout_min} would be told to stop before it did any work; allowed: up to half the time limit"
+        )
+    if sweep.where not in ("auto", "slurm", "local"):
+        raise ConfigError(f"sweep.where={sweep.where}: allowed: auto, slurm, local")
+    if sweep.parallel is not None and sweep.parallel < 1:
+        raise ConfigError(f"sweep.parallel={sweep.parallel}: must be at least 1")
+    for key, value in [*launcher.public().items(), *(launcher.additional_parameters or {}).items()]:
+        # Each becomes a line of the batch script, which a line break would let it leave.
+        if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f]", value):
+            raise ConfigError(f"launcher.{key}={value!r}: line breaks and control characters are not allowed")
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", str(key)):
+            raise ConfigError(f"launcher.additional_parameters.{key}: is not a name of an sbatch option")
+
+
+def sweeps_folder(sweep: Sweep) -> Path:
+    """The folder of all sweeps, absolute."""
+    return Path(sweep.dir).absolute()

@@ -1,0 +1,99 @@
+"""SLURM: submit an array through submitit's executor, and ask squeue and sacct about it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor
+
+from dtrain.config import ConfigError
+from launch.settings import Launcher
+
+# What a shell inside a job would hand down to the jobs that it submits.
+_INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "PMI_")
+_RANK = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def available() -> bool:
+    """Whether this machine can submit to a cluster."""
+    return shutil.which("sbatch") is not None
+
+
+class ArrayExecutor(SlurmExecutor):
+    """submitit's executor, submitting a command instead of a pickle. Array tasks are the points' indices."""
+
+    def submit_points(self, launcher: Launcher, indices: list[int], log: Path, code: Path) -> str:
+        """Submits one array and returns its job id. Raises ConfigError with sbatch's own words."""
+        fields = launcher.public() | {"tasks_per_node": launcher.tasks}
+        del fields["max_num_timeout"]
+        fields["additional_parameters"] = fields.get("additional_parameters", {}) | {
+            "array": ",".join(map(str, indices)) + f"%{launcher.array_parallelism}",
+            "output": str(log),
+            "requeue": True,
+        }
+        # The header is submitit's; srun is started by launch.job, once for each attempt.
+        self.parameters = self._convert_parameters(fields) | {
+            "stderr_to_stdout": True, "use_srun": False, "wckey": None,
+        }  # fmt: skip
+        command = (
+            f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1\n'
+            f"exec {self.python} -u -m launch.job {shlex.quote(str(self.folder))}"
+        )
+        try:
+            return str(self._submit_command(command).job_id)
+        except (FailedJobError, FailedSubmissionError) as e:
+            lines = [line.strip() for line in str(e).splitlines() if "sbatch:" in line]
+            raise ConfigError("sbatch refused the sweep: " + ("\n  ".join(lines) or str(e))) from e
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        names = [n for n in os.environ if n.startswith(_INHERITED) or n in _RANK]
+        unset = [f"--unset={n}" for n in names if n != "SLURM_CONF"]
+        return ["env", *unset, "sbatch", str(submission_file_path)]
+
+
+def _ask(*command: str) -> list[list[str]] | None:
+    """The |-separated lines of a SLURM command; None if it does not answer."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [line.split("|") for line in answer.stdout.splitlines()]
+
+
+def queue() -> dict[tuple[str, int], tuple[str, str]] | None:
+    """(array id, index) -> (state, reason) of this user's waiting and running array tasks; None without an answer."""
+    rows = _ask("squeue", "--me", "--noheader", "--array", "--format=%F|%K|%T|%r")
+    return None if rows is None else {(job, int(i)): (state, why) for job, i, state, why in rows if i.isdigit()}
+
+
+def accounting(jobs: list[str]) -> dict[tuple[str, int], str]:
+    """(array id, index) -> last state; {} where the cluster keeps no accounts."""
+    rows = _ask(
+        "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(jobs)}"
+    )
+    states = {}
+    for name, state in rows or []:
+        job, _, index = name.partition("_")
+        if index.isdigit():
+            states[job, int(index)] = state.split()[0]
+    return states
+
+
+def still_wanted(job: str) -> bool:
+    """Whether a job that runs this very code is running, and not being cancelled, requeued or timed out."""
+    return _ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") == [["RUNNING"]]
+
+
+def requeue(job: str) -> bool:
+    """Puts a running job back into the queue; whether SLURM agreed."""
+    return _ask("scontrol", "requeue", job) is not None
+
+
+def cancel(job: str, indices: list[int]) -> None:
+    """Cancels array tasks; they get SIGTERM first, and KillWait seconds to save."""
+    subprocess.run(["scancel", *(f"{job}_{i}" for i in indices)], check=True)

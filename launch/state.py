@@ -1,0 +1,142 @@
+"""Where each point of a sweep stands: from its run's heartbeat first, then the queue, then the accounts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launch import local, slurm
+from launch.store import Entry, Submission, SweepFolder, read_json, read_lines
+
+FRESH = 30.0  # seconds that a heartbeat counts
+ACTIVE = ("pending", "starting", "running")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The submission that last took on a run, maybe another sweep's, and the run's index there."""
+
+    submission: Submission
+    index: int
+
+    @property
+    def log(self) -> Path:
+        """What the run's jobs printed."""
+        return SweepFolder.open(self.submission.path.parents[1]).log(self.index)
+
+
+@dataclass(frozen=True)
+class State:
+    """One point's state. note: why it waits or failed.
+
+    name: one of ACTIVE, or finished, failed, cancelled, stopped, lost (ended unnoticed), missing (never submitted).
+    """
+
+    entry: Entry
+    name: str
+    status: dict[str, Any]
+    owner: Owner | None
+    note: str = ""
+
+    @property
+    def restarts(self) -> int:
+        """Starts after the first, as the metrics record them."""
+        return max(0, sum(m.get("kind") == "start" for m in read_lines(self.entry.run / "metrics.jsonl")) - 1)
+
+
+def states(points: Iterable[Entry]) -> list[State]:
+    """The state of every point now."""
+    opened: dict[Path, Submission] = {}
+    owners: list[tuple[Entry, Owner | None]] = []
+    for entry in points:
+        claim = read_json(entry.run / "owner.json")
+        path = Path(claim.get("submission", ""))
+        if claim and path not in opened and (path / "submission.json").exists():
+            opened[path] = Submission.open(path)
+        owners.append((entry, Owner(opened[path], claim["index"]) if path in opened else None))
+    live = _Live(list(opened.values()))
+    return [_state(entry, owner, live) for entry, owner in owners]
+
+
+class _Live:
+    """squeue, sacct and this machine's schedulers; each is asked once, and only if needed."""
+
+    def __init__(self, submissions: list[Submission]) -> None:
+        self._submissions = submissions
+
+    @cached_property
+    def _queue(self) -> dict[tuple[str, int], tuple[str, str]] | None:
+        return slurm.queue()
+
+    @cached_property
+    def _accounts(self) -> dict[tuple[str, int], str]:
+        return slurm.accounting([s.job for s in self._submissions if s.where == "slurm"])
+
+    @cached_property
+    def _alive(self) -> dict[Path, bool]:
+        return {s.path: local.alive(s) for s in self._submissions if s.where == "local"}
+
+    def queued(self, owner: Owner) -> tuple[str, str] | None:
+        """(SLURM's state, its reason) of a point that waits or runs; None if it does neither."""
+        last = (owner.submission.events(owner.index) or [{}])[-1].get("event")
+        if owner.submission.where == "local":
+            ended = last == "end" or (owner.submission.cancelled(owner.index).exists() and last is None)
+            if not self._alive[owner.submission.path] or ended:
+                return None
+            return ("RUNNING" if last else "PENDING", "")
+        if self._queue is None:
+            return ("PENDING", "squeue does not answer") if last != "end" else None
+        found = self._queue.get((owner.submission.job, owner.index))
+        return None if found and found[0] == "COMPLETING" and last == "end" else found
+
+    def account(self, owner: Owner) -> str | None:
+        """The last state that SLURM's accounting knows."""
+        return self._accounts.get((owner.submission.job, owner.index)) if owner.submission.where == "slurm" else None
+
+
+def _state(entry: Entry, owner: Owner | None, live: _Live) -> State:
+    status = read_json(entry.run / "status.json")
+    own, age = status.get("state"), time.time() - status.get("time", 0.0)
+    if own == "finished" or (own == "running" and age < FRESH):
+        return State(entry, own, status, owner)
+    queued = live.queued(owner) if owner else None
+    if queued:
+        state, reason = queued
+        if state == "PENDING":
+            return State(entry, "pending", status, owner, "" if reason == "None" else reason)
+        return State(entry, "running" if own == "running" else "starting", status, owner)
+    if owner is None:
+        return State(
+            entry, {"running": "lost", None: "missing"}.get(own, str(own)), status, owner, _error(status, None)
+        )
+    name = _ended(owner, own, live)
+    return State(entry, name, status, owner, _error(status, owner) if name in ("failed", "lost") else "")
+
+
+def _ended(owner: Owner, own: str | None, live: _Live) -> str:
+    """What became of a point that is neither finished nor in a queue."""
+    if owner.submission.cancelled(owner.index).exists():
+        return "cancelled"
+    last = ([e for e in owner.submission.events(owner.index) if e["event"] in ("start", "end")] or [{}])[-1]
+    if last.get("how") in ("failed", "killed"):
+        return "failed"
+    account = live.account(owner)
+    if account == "CANCELLED":
+        return "cancelled"
+    if own == "stopped":
+        return "stopped"
+    return "lost" if account in (None, "COMPLETED") else "failed"
+
+
+def _error(status: dict[str, Any], owner: Owner | None) -> str:
+    """The run's own words, else the last line of its log."""
+    if status.get("error"):
+        return str(status["error"])
+    if owner is None or not owner.log.exists():
+        return ""
+    lines = [line for line in owner.log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""

@@ -1,0 +1,96 @@
+"""Submit the points of a sweep that are neither done nor under way, on SLURM or on this machine."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dtrain.config import Config, ConfigError
+from dtrain.log import write_json
+from launch import local, slurm
+from launch.settings import Launcher, Sweep
+from launch.state import ACTIVE, State
+from launch.store import Submission, SweepFolder, read_json, snapshot
+
+
+def where(sweep: Sweep) -> str:
+    """slurm or local. Raises ConfigError if SLURM is asked for and not there."""
+    if sweep.where == "slurm" and not slurm.available():
+        raise ConfigError("sweep.where=slurm: there is no sbatch in PATH; load your cluster's module, or use local")
+    return ("slurm" if slurm.available() else "local") if sweep.where == "auto" else sweep.where
+
+
+def to_submit(states: list[State]) -> list[State]:
+    """The points that are neither finished nor waiting or running somewhere."""
+    return [s for s in states if s.name != "finished" and s.name not in ACTIVE]
+
+
+def submit(
+    sweep: SweepFolder, yamls: dict[int, str], launcher: Launcher, place: str, parallel: int | None
+) -> Submission:
+    """Submits points, given as index -> frozen configuration, as one array. Raises ConfigError; then none runs."""
+    path = sweep.new_submission()
+    indices = sorted(yamls)
+    slots = local.places(launcher, parallel) if place == "local" else launcher.array_parallelism
+    submission = Submission(path, place, indices, launcher.public(), "", platform.node(), slots)
+    for index in indices:
+        submission.config(index).write_text(yamls[index])
+    code = snapshot(sweep.path)
+    submission.write()  # a job may start before its id is known here
+    try:
+        if place == "slurm":
+            executor = slurm.ArrayExecutor(path, launcher.max_num_timeout)
+            job = executor.submit_points(launcher, indices, sweep.path / "logs" / "%a.log", code)
+        else:
+            job = str(local.start(path, code, sweep.path / "logs" / "local.log"))
+    except ConfigError:
+        shutil.rmtree(path)
+        raise
+    submission = replace(submission, job=job)
+    submission.write()
+    for index in indices:
+        run = sweep.points[index].run
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "owner.json", {"submission": str(path), "index": index})
+    return submission
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Hours of `unit` that the points to submit will take at `speed` images/s; 0 without a known speed."""
+
+    speed: float
+    hours: float
+    unit: str
+
+    def __str__(self) -> str:
+        if not self.speed:
+            return "unknown: no earlier run gives a speed; sweep.pilot=<images/s of one run> does"
+        return f"{self.hours:,.2f} {self.unit}-hours at {self.speed:,.0f} images/s"
+
+
+def estimate(todo: list[State], configs: dict[int, Config], launcher: Launcher, pilot: float | None) -> Estimate:
+    """From sweep.pilot, or the median speed of runs of the same model on the same data."""
+    unit, count = ("GPU", launcher.gpus) if launcher.gpus else ("process", launcher.ranks)
+    images = sum(
+        (config.trainer.max_steps - state.status.get("step", 0)) * config.trainer.batch_size
+        for state in todo
+        if (config := configs[state.entry.index])
+    )
+    speed = pilot or _speed({s.entry.run for s in todo})
+    return Estimate(speed, images / speed / 3600 * count if speed else 0.0, unit)
+
+
+def _speed(runs: set[Path]) -> float:
+    """Median images/s over finished and running siblings: folders with the same name but for the hash."""
+    families = {run.with_name(run.name.rpartition("-")[0]) for run in runs}
+    found = [
+        float(speed)
+        for family in families
+        for sibling in family.parent.glob("*/status.json")
+        if sibling.parent.name.rpartition("-")[0] == family.name and (speed := read_json(sibling).get("images_per_s"))
+    ]
+    return statistics.median(found) if found else 0.0

@@ -1,0 +1,106 @@
+"""python launch/sweep.py -m key=value,value …: check a grid of runs, and put it on SLURM or on this machine.
+
+python launch/sweep.py -m model=stackedwae lambda=grid                  the paper's 25 pairs
+python launch/sweep.py -m seed='range(0,5)' experiment=quickstart --dry-run
+python launch/sweep.py -m … launcher=gpu launcher.partition=a100        resources: configs/launcher/, launcher.*
+python launch/sweep.py -m … sweep.wait=true                             stay, with a live table
+
+Hydra's multirun syntax: lists, range(), choice(), glob(), and files with hydra.sweeper.params. The same command
+again submits only what is missing or failed.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
+
+from dtrain.config import ConfigError
+from launch import table
+from launch.points import Point, make_points
+from launch.settings import Settings, read_settings, sweeps_folder
+from launch.state import State, states
+from launch.store import Entry, SweepFolder, locked, open_sweep, sweep_id
+from launch.submit import estimate, submit, to_submit, where
+
+
+def main(argv: list[str]) -> int:
+    if not argv or {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    try:
+        settings = read_settings(_flags(argv))
+        return run(settings, argv)
+    except ConfigError as e:
+        print(f"sweep: {e}", file=sys.stderr)
+        return 2
+
+
+def _flags(argv: list[str]) -> list[str]:
+    known = {"-m": None, "--multirun": None, "--dry-run": "sweep.dry_run=true", "--wait": "sweep.wait=true"}
+    wrong = [a for a in argv if a.startswith("-") and a not in known]
+    if wrong:
+        raise ConfigError(f"unknown option {wrong[0]}; allowed: {', '.join(known)}, and key=value")
+    return [a for word in argv if (a := known.get(word, word)) is not None]
+
+
+def run(settings: Settings, argv: list[str]) -> int:
+    """Validates all points, then submits those that need it. Returns the exit code."""
+    launcher = settings.launcher
+    place = where(settings.sweep)
+    points, collapsed = make_points(settings.overrides, launcher.ranks)
+    base = sweeps_folder(settings.sweep)
+    name = settings.sweep.name or points[0].run.name.rpartition("-")[0]
+    path = base / sweep_id(points, name)
+    by_signature = {p.signature: p for p in points}
+    with locked(base / "lock"):  # two commands at once must not both find a point missing
+        fresh = [Entry(i, p.values, p.signature, p.run) for i, p in enumerate(points)]
+        entries = SweepFolder.open(path).points if (path / "sweep.json").exists() else fresh
+        found = states(entries)
+        todo = to_submit(found)
+        _plan(settings, path.name, place, found, {e.index: by_signature[e.signature] for e in entries}, collapsed)
+        if settings.sweep.dry_run:
+            return 0
+        sweep = open_sweep(path, points, argv)
+        if todo:
+            yamls = {s.entry.index: by_signature[s.entry.signature].yaml for s in todo}
+            submission = submit(sweep, yamls, launcher, place, settings.sweep.parallel)
+            what = (
+                f"array {submission.job}" if place == "slurm" else f"{submission.parallel} at a time on this machine"
+            )
+            print(f"submitted {len(todo)} points of {sweep.id}: {what}")
+        else:
+            print(f"submitted 0 points of {sweep.id}: {table.counts(found)}")
+    if settings.sweep.wait:
+        return int(any(s.name != "finished" for s in table.watch(sweep)))
+    _follow(settings, sweep)
+    return 0
+
+
+def _plan(
+    settings: Settings, name: str, place: str, found: list[State], points: dict[int, Point], collapsed: int
+) -> None:
+    """Prints what would be submitted, with what, and at what cost."""
+    launcher, todo = settings.launcher, to_submit(found)
+    duplicates = f", {collapsed} duplicates collapsed" if collapsed else ""
+    print(f"sweep {name}: {len(found)} points ({table.counts(found)}{duplicates}), {len(todo)} to submit")
+    if todo:
+        print(f"  each: {launcher.nodes} node(s) x {launcher.tasks} task(s), {launcher.gpus} GPU(s), on {place}")
+        print("  " + " ".join(f"{k}={v}" for k, v in launcher.public().items()))
+        cost = estimate(todo, {i: p.config for i, p in points.items()}, launcher, settings.sweep.pilot)
+        print(f"  estimate: {cost}")
+    if settings.sweep.dry_run:
+        table.show(found, list(found[0].entry.values))
+        print("dry run: nothing was submitted")
+
+
+def _follow(settings: Settings, sweep: SweepFolder) -> None:
+    where_to = "" if settings.sweep.dir == "sweeps" else f" --dir {shlex.quote(settings.sweep.dir)}"
+    for command in ("jobs.py status", "jobs.py logs", "jobs.py cancel", "jobs.py retry", "collect.py"):
+        print(f"  python launch/{command} {sweep.id}{where_to}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

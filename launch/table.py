@@ -1,0 +1,84 @@
+"""Tables of a sweep for a person: the plan, the status, and the live view."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launch.state import ACTIVE, State, states
+from launch.store import SweepFolder
+
+_COLOURS = {"finished": "green", "running": "cyan", "pending": "dim", "failed": "red", "lost": "red"}
+REFRESH = 2.0  # seconds between two looks
+
+
+def counts(found: list[State]) -> str:
+    """12 finished, 3 running, …"""
+    return ", ".join(f"{n} {name}" for name, n in Counter(s.name for s in found).most_common())
+
+
+def number(value: Any) -> str:
+    """A value as a person writes it: 0.0001 as 1e-4."""
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("e-0", "e-")
+    return str(value)
+
+
+def table(found: list[State], keys: list[str]) -> Table:
+    """One row for each point: its values, where it stands, and why it waits or failed."""
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("#", *keys, "state", "step", "loss", "ETA", "restarts", ""):
+        view.add_column(title, overflow="fold")
+    for s in found:
+        running = s.name == "running"
+        step = f"{s.status['step']}/{s.status['max_steps']}" if "max_steps" in s.status else ""
+        cells = [
+            str(s.entry.index),
+            *(number(s.entry.values[k]) for k in keys),
+            s.name,
+            step,
+            number(s.status["loss"]) if "loss" in s.status else "",
+            duration(s.status["eta_s"]) if running and s.status.get("eta_s") is not None else "",
+            str(s.restarts or ""),
+            s.note,
+        ]
+        # Plain text: a value or an error may hold what rich would read as markup.
+        view.add_row(*map(Text, cells), style=_COLOURS.get(s.name, ""))
+    return view
+
+
+def duration(seconds: float) -> str:
+    """1:23:45"""
+    minutes, s = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
+
+
+def show(found: list[State], keys: list[str]) -> None:
+    """Prints the table, as wide as it needs to be where the output is not a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=240)
+    console.print(table(found, keys))
+
+
+def watch(sweep: SweepFolder) -> list[State]:
+    """Shows the table until no point is waiting or running; a line for each change where there is no terminal."""
+    console = Console()
+    found, before = states(sweep.points), ""
+    with Live(table(found, sweep.keys), console=console, auto_refresh=False, transient=True) as live:
+        while any(s.name in ACTIVE for s in found):
+            if console.is_terminal:
+                live.update(table(found, sweep.keys), refresh=True)
+            elif counts(found) != before:
+                before = counts(found)
+                print(before, flush=True)
+            time.sleep(REFRESH)
+            found = states(sweep.points)
+    show(found, sweep.keys)
+    return found
