@@ -99,13 +99,27 @@ def read_settings(argv: list[str]) -> Settings:
     choice = next((str(o.value()) for o in ours if o.key_or_group == "launcher"), "default")
     launcher = _merge(Launcher, _file(choice), [o for o in ours if o.key_or_group.startswith("launcher.")])
     sweep = _merge(Sweep, {}, [o for o in ours if o.key_or_group.startswith("sweep.")])
-    _check(launcher, sweep)
+    _check_launcher(launcher)
+    _check_sweep(sweep)
     return Settings(launcher, sweep, [str(o.input_line) for o in parsed if o not in ours])
 
 
 def launcher_from(stored: dict[str, Any]) -> Launcher:
     """The inverse of Launcher.public."""
     return _merge(Launcher, stored, [])
+
+
+def overridden(launcher: Launcher, overrides: list[str]) -> Launcher:
+    """Other resources for a retry. Raises ConfigError."""
+    settings = read_settings(overrides)
+    if settings.overrides:
+        raise ConfigError(
+            f"{settings.overrides[0]}: a retry keeps its configuration; only launcher.key=value may change"
+        )
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    changed = _merge(Launcher, launcher.public(), [o for o in parsed if o.key_or_group.startswith("launcher.")])
+    _check_launcher(changed)
+    return changed
 
 
 def _file(name: str) -> Any:
@@ -132,26 +146,29 @@ def _merge(kind: type[Any], base: Any, overrides: list[Override]) -> Any:
         raise ConfigError(f"{line}: {str(e).splitlines()[0]}\n  allowed: {names}") from e
 
 
-def _check(launcher: Launcher, sweep: Sweep) -> None:
+def _check_launcher(launcher: Launcher) -> None:
     for key in ("nodes", "tasks_per_node", "timeout_min", "array_parallelism", "cpus_per_task"):
         value = getattr(launcher, key)
         if value is not None and value < 1:
             raise ConfigError(f"launcher.{key}={value}: must be at least 1")
     if launcher.signal_delay_s * 2 > launcher.timeout_min * 60:
         raise ConfigError(
-            f"launcher.signal_delay_s={launcher.signal_delay_s}: a job of "
-            f"launcher.timeout_min={launcher.timeout_min} would be told to stop before it did any work; allowed: up to half the time limit"
+            f"launcher.signal_delay_s={launcher.signal_delay_s}: a job of launcher.timeout_min="
+            f"{launcher.timeout_min} would be told to stop before it did any work; at most half the time limit"
         )
-    if sweep.where not in ("auto", "slurm", "local"):
-        raise ConfigError(f"sweep.where={sweep.where}: allowed: auto, slurm, local")
-    if sweep.parallel is not None and sweep.parallel < 1:
-        raise ConfigError(f"sweep.parallel={sweep.parallel}: must be at least 1")
     for key, value in [*launcher.public().items(), *(launcher.additional_parameters or {}).items()]:
         # Each becomes a line of the batch script, which a line break would let it leave.
         if isinstance(value, str) and re.search(r"[\x00-\x1f\x7f]", value):
             raise ConfigError(f"launcher.{key}={value!r}: line breaks and control characters are not allowed")
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", str(key)):
             raise ConfigError(f"launcher.additional_parameters.{key}: is not a name of an sbatch option")
+
+
+def _check_sweep(sweep: Sweep) -> None:
+    if sweep.where not in ("auto", "slurm", "local"):
+        raise ConfigError(f"sweep.where={sweep.where}: allowed: auto, slurm, local")
+    if sweep.parallel is not None and sweep.parallel < 1:
+        raise ConfigError(f"sweep.parallel={sweep.parallel}: must be at least 1")
 
 
 def sweeps_folder(sweep: Sweep) -> Path:

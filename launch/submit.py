@@ -11,16 +11,16 @@ from pathlib import Path
 from dtrain.config import Config, ConfigError
 from dtrain.log import write_json
 from launch import local, slurm
-from launch.settings import Launcher, Sweep
+from launch.settings import Launcher
 from launch.state import ACTIVE, State
 from launch.store import Submission, SweepFolder, read_json, snapshot
 
 
-def where(sweep: Sweep) -> str:
-    """slurm or local. Raises ConfigError if SLURM is asked for and not there."""
-    if sweep.where == "slurm" and not slurm.available():
-        raise ConfigError("sweep.where=slurm: there is no sbatch in PATH; load your cluster's module, or use local")
-    return ("slurm" if slurm.available() else "local") if sweep.where == "auto" else sweep.where
+def where(asked: str) -> str:
+    """slurm or local, for sweep.where. Raises ConfigError if SLURM is asked for and not there."""
+    if asked == "slurm" and not slurm.available():
+        raise ConfigError("there is no sbatch in PATH: load your cluster's module, or choose sweep.where=local")
+    return ("slurm" if slurm.available() else "local") if asked == "auto" else asked
 
 
 def to_submit(states: list[State]) -> list[State]:

@@ -49,7 +49,7 @@ def _flags(argv: list[str]) -> list[str]:
 def run(settings: Settings, argv: list[str]) -> int:
     """Validates all points, then submits those that need it. Returns the exit code."""
     launcher = settings.launcher
-    place = where(settings.sweep)
+    place = where(settings.sweep.where)
     points, collapsed = make_points(settings.overrides, launcher.ranks)
     base = sweeps_folder(settings.sweep)
     name = settings.sweep.name or points[0].run.name.rpartition("-")[0]

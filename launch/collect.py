@@ -1,0 +1,172 @@
+"""python launch/collect.py SWEEP: a sweep's results as results.csv, results.md and heatmap.png, best point first.
+
+Works while the sweep still runs, and says which points are missing. Smaller is better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
+
+from dtrain.config import ConfigError
+from launch.heatmap import draw
+from launch.state import State, states
+from launch.store import SweepFolder, read_lines
+from launch.table import number
+
+_NOT_METRICS = ("kind", "step", "time")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point and its numbers: the last evaluation of its run, {} if there is none yet."""
+
+    state: State
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The points that differ by their seed only. mean and std (of the sample; 0 for one) of the objective."""
+
+    values: dict[str, Any]
+    rows: list[Row]
+    mean: float
+    std: float
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", help="a sweep's id")
+    parser.add_argument("--dir", type=Path, default=Path("sweeps"), help="folder of the sweeps (default: sweeps)")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: the sweep's own)")
+    parser.add_argument("--objective", default="objective", help="metric to minimise (default: objective, Eq. 14)")
+    parser.add_argument("--heat", nargs=2, metavar="KEY", help="rows and columns of the heat map, of the swept keys")
+    args = parser.parse_args(argv)
+    try:
+        sweep = SweepFolder.open((args.dir / args.sweep).absolute())
+        collect(sweep, args.out or sweep.path, args.objective, args.heat)
+    except ConfigError as e:
+        print(f"collect: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def collect(sweep: SweepFolder, out: Path, objective: str, heat: list[str] | None) -> None:
+    """Writes the tables and the heat map, and prints the table, the best point and what is missing."""
+    rows = read_rows(sweep)
+    groups = grouped(rows, objective)
+    axes = _axes(sweep, heat)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_csv(out / "results.csv", sweep, rows)
+    text = markdown(groups, rows, objective)
+    (out / "results.md").write_text(text)
+    print(text)
+    files = [out / "results.csv", out / "results.md"]
+    if axes and groups:
+        draw(
+            out / "heatmap.png",
+            {tuple(g.values.items()): g.mean for g in groups},
+            _axis_values(sweep, axes),
+            objective,
+        )
+        files.append(out / "heatmap.png")
+    print("wrote " + " ".join(map(str, files)))
+
+
+def read_rows(sweep: SweepFolder) -> list[Row]:
+    """Every point with its last evaluation."""
+    rows = []
+    for state in states(sweep.points):
+        lines = [m for m in read_lines(state.entry.run / "metrics.jsonl") if m.get("kind") == "evaluation"]
+        # An evaluation in mid-training is no result.
+        last = lines[-1] if lines and state.name == "finished" else {}
+        rows.append(Row(state, {k: float(v) for k, v in last.items() if k not in _NOT_METRICS}))
+    return rows
+
+
+def grouped(rows: list[Row], objective: str) -> list[Group]:
+    """Finished points, seeds together, best (smallest mean) first. Raises ConfigError for an unknown objective."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        if row.metrics and objective not in row.metrics:
+            raise ConfigError(f"--objective {objective}: the runs have {', '.join(sorted(row.metrics))}")
+        if row.metrics:
+            groups.setdefault(tuple(_without_seed(row).items()), []).append(row)
+    found = []
+    for same in groups.values():
+        values = [r.metrics[objective] for r in same]
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        found.append(Group(_without_seed(same[0]), same, statistics.fmean(values), std))
+    # A diverged run's NaN compares with nothing: it goes last.
+    return sorted(found, key=lambda g: (g.mean != g.mean, g.mean))
+
+
+def markdown(groups: list[Group], rows: list[Row], objective: str) -> str:
+    """The table, the best point, and the points that are missing."""
+    lines = []
+    if groups:
+        keys = list(groups[0].values)
+        others = [m for m in groups[0].rows[0].metrics if m != objective]
+        seeds = any(len(g.rows) > 1 for g in groups)
+        head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others]
+        lines += ["| " + " | ".join(head) + " |", "|" + "--|" * len(head)]
+        for g in groups:
+            score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
+            rest = [f"{statistics.fmean(r.metrics.get(m, float('nan')) for r in g.rows):.4g}" for m in others]
+            lines.append("| " + " | ".join([*(number(g.values[k]) for k in keys), score, *rest]) + " |")
+        best = ", ".join(f"{k}={number(v)}" for k, v in groups[0].values.items())
+        runs = " ".join(str(r.state.entry.run) for r in groups[0].rows)
+        lines += ["", f"best of {len(groups)} by {objective}: {best} ({groups[0].mean:.6g}) in {runs}"]
+    missing = [r.state for r in rows if not r.metrics]
+    if missing:
+        names = ", ".join(f"{n} {name}" for name, n in Counter(s.name for s in missing).items())
+        lines += ["", f"missing: {len(missing)} of {len(rows)} points ({names})"]
+        lines += [f"- {s.entry.index}: " + ", ".join(f"{k}={number(v)}" for k, v in s.entry.values.items())
+                  + f": {s.name} {s.note}".rstrip() for s in missing]  # fmt: skip
+    else:
+        lines += ["", f"all {len(rows)} points are finished"]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
+    metrics = sorted({m for r in rows for m in r.metrics})
+    with path.open("w", newline="") as f:
+        writer = csv.writer(f)
+        writer.writerow(["index", *sweep.keys, "state", "step", "restarts", *metrics, "run"])
+        for row in rows:
+            e, status = row.state.entry, row.state.status
+            facts = [row.state.name, status.get("step", 0), row.state.restarts]
+            numbers = [row.metrics.get(m, "") for m in metrics]
+            writer.writerow([e.index, *(e.values[k] for k in sweep.keys), *facts, *numbers, e.run])
+
+
+def _axes(sweep: SweepFolder, heat: list[str] | None) -> list[str] | None:
+    """The heat map's two keys: the asked ones, else the two swept ones besides the seed."""
+    keys = [k for k in sweep.keys if k != "seed"]
+    wrong = [k for k in heat or [] if k not in keys]
+    if wrong:
+        raise ConfigError(f"--heat {wrong[0]}: the sweep varies {', '.join(keys) or 'nothing but the seed'}")
+    return heat or (keys if len(keys) == 2 else None)
+
+
+def _axis_values(sweep: SweepFolder, axes: list[str]) -> dict[str, list[Any]]:
+    """Each axis's values, numbers in order, missing points' included."""
+    found = {k: list(dict.fromkeys(e.values[k] for e in sweep.points)) for k in axes}
+    return {k: sorted(v) if all(isinstance(x, int | float) for x in v) else v for k, v in found.items()}
+
+
+def _without_seed(row: Row) -> dict[str, Any]:
+    return {k: v for k, v in row.state.entry.values.items() if k != "seed"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

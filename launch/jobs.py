@@ -1,0 +1,105 @@
+"""python launch/jobs.py status|logs|retry|cancel SWEEP [INDEX …]: follow a sweep that launch/sweep.py submitted.
+
+status   where every point stands
+logs     the end of the points' logs (--lines 40), of all restarts
+retry    submit again what failed, was cancelled or is missing; launcher.key=value changes the resources
+cancel   stop points after they have saved
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
+
+from dtrain.config import ConfigError
+from launch import local, slurm, table
+from launch.settings import launcher_from, overridden
+from launch.state import ACTIVE, Owner, State, states
+from launch.store import SweepFolder, locked
+from launch.submit import submit, to_submit, where
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["status", "logs", "retry", "cancel"])
+    parser.add_argument("sweep", help="a sweep's id")
+    parser.add_argument(
+        "rest", nargs="*", metavar="INDEX", help="only these points; for retry also launcher.key=value"
+    )
+    parser.add_argument("--dir", type=Path, default=Path("sweeps"), help="folder of the sweeps (default: sweeps)")
+    parser.add_argument("--lines", type=int, default=40, help="lines of each log (default: 40)")
+    args = parser.parse_args(argv)
+    try:
+        sweep = SweepFolder.open((args.dir / args.sweep).absolute())
+        overrides = [a for a in args.rest if "=" in a]
+        if overrides and args.command != "retry":
+            raise ConfigError(f"{overrides[0]}: only retry takes launcher.key=value")
+        chosen = [s for s in states(sweep.points) if s.entry.index in _indices(args.rest, sweep)]
+        if args.command == "status":
+            table.show(chosen, sweep.keys)
+            print(table.counts(chosen))
+        elif args.command == "logs":
+            _logs(chosen, args.lines)
+        elif args.command == "retry":
+            _retry(sweep, {s.entry.index for s in chosen}, overrides)
+        else:
+            _cancel(chosen)
+    except ConfigError as e:
+        print(f"jobs: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _indices(rest: list[str], sweep: SweepFolder) -> set[int]:
+    """The chosen points; all if none is named. Raises ConfigError."""
+    words = [a for a in rest if "=" not in a]
+    wrong = [w for w in words if not w.isdigit() or int(w) >= len(sweep.points)]
+    if wrong:
+        raise ConfigError(f"{wrong[0]}: is not a point of {sweep.id}, which has 0 to {len(sweep.points) - 1}")
+    return {int(w) for w in words} or {e.index for e in sweep.points}
+
+
+def _logs(found: list[State], lines: int) -> None:
+    for s in found:
+        values = " ".join(f"{k}={table.number(v)}" for k, v in s.entry.values.items())
+        print(f"== {s.entry.index}: {values} ({s.name}) {s.owner.log if s.owner else ''}")
+        if s.owner and s.owner.log.exists():
+            text = s.owner.log.read_text(errors="replace")
+            print("\n".join(text.splitlines()[-lines:]))
+
+
+def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
+    with locked(sweep.path.parent / "lock"):
+        todo = [s for s in to_submit(states(sweep.points)) if s.entry.index in indices]
+        if not todo:
+            print(f"submitted 0 points of {sweep.id}: none failed or is missing")
+            return
+        last = sweep.submissions()[-1]
+        launcher = overridden(launcher_from(last.launcher), overrides)
+        newest = {i: s for s in sweep.submissions() for i in s.indices}
+        yamls = {s.entry.index: newest[s.entry.index].config(s.entry.index).read_text() for s in todo}
+        place = where(last.where)
+        submission = submit(sweep, yamls, launcher, place, last.parallel if place == last.where == "local" else None)
+    print(f"submitted {len(todo)} points of {sweep.id}: {place} {submission.job}")
+
+
+def _cancel(found: list[State]) -> None:
+    owners = [s.owner for s in found if s.name in ACTIVE and s.owner]
+    by_job: dict[Path, list[Owner]] = {}
+    for owner in owners:
+        owner.submission.cancelled(owner.index).touch()
+        by_job.setdefault(owner.submission.path, []).append(owner)
+    for group in by_job.values():
+        submission, indices = group[0].submission, [o.index for o in group]
+        if submission.where == "slurm":
+            slurm.cancel(submission.job, indices)
+        else:
+            local.cancel(submission, indices)
+    print(f"cancelled {len(owners)} points; running ones save first")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
