@@ -34,14 +34,21 @@ class Batch:
         return [Batch(*row) for row in zip(self.x.chunk(n), self.noise.chunk(n), *parts, strict=True)]
 
 
-def to_float(images: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """uint8 [B, H, W, C] on any device to float32 [B, C, H, W] in value_range; pixels are scaled only here."""
+def to_float(images: Tensor, value_range: tuple[float, float], mirrored: Tensor | None = None) -> Tensor:
+    """uint8 [B, H, W, C] on any device to float32 [B, C, H, W] in value_range; pixels are scaled only here.
+
+    mirrored: bool [B], the images to flip left to right.
+    """
     low, high = value_range
-    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    x = images.permute(0, 3, 1, 2).contiguous()
+    if mirrored is not None:
+        # a select by bit mask: torch.where on bytes takes seven times as long
+        mask = (mirrored.to(torch.uint8) * 255)[:, None, None, None]
+        x = x ^ ((x ^ x.flip(3)) & mask)
+    x = x.to(torch.float32)
     return x.mul_((high - low) / 255.0).add_(low) if low else x.mul_(high / 255.0)
 
 
-def horizontal_flip(images: Tensor, noise: Noise) -> Tensor:
-    """Mirrors each [H, W, C] image of uint8 [B, H, W, C] with probability 1/2, decided by its own counter."""
-    heads = noise.uniform("flip", 1, 1, 1) < 0.5
-    return torch.where(heads, images.flip(2), images)
+def heads(noise: Noise) -> Tensor:
+    """bool [B]: which images to flip, each with probability 1/2, decided by its own counter."""
+    return noise.uniform("flip") < 0.5

@@ -75,6 +75,7 @@ def build_loader(
     Raises ValueError for an unknown name or option, ImportError when the backend's extra is not installed,
     and ShardError when the split lacks the file that the backend reads.
     """
+    threads = torch.get_num_threads()  # FFCV sets its own count for the whole process, even on import
     cls = _loader_class(name)
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
@@ -82,4 +83,5 @@ def build_loader(
         raise ValueError(f"loader={name} has no option {', '.join(unknown)}: it takes {', '.join(known)}")
     spec = Spec(batch_size, value_range, seed, flip, rank, world, device)
     loader: Loader = cls(split, spec, **options)
+    torch.set_num_threads(threads)
     return loader

@@ -60,7 +60,6 @@ class FfcvLoader(ShardLoader):
         file = checked_beton(split, encoding)
         self.encoded = Encoded(split, file.name, "jpg") if encoding == "jpg" else None
         self.guard = RowGuard(split, file.name) if encoding == "raw" else None
-        threads = torch.get_num_threads()
         self.pipeline = FfcvPipeline(
             str(file),
             batch_size=self.rows_per_step,
@@ -69,7 +68,6 @@ class FfcvLoader(ShardLoader):
             batches_ahead=batches_ahead,
             pipelines={"image": [NDArrayDecoder() if encoding == "raw" else SimpleRGBImageDecoder()]},
         )
-        torch.set_num_threads(threads)  # FFCV sets its own count for the whole process
 
     def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor], None, None]:
         for rows, pixels in prefetch(self._run(plan), self.batches_ahead + 1):

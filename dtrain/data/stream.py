@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtrain.data.batch import Batch, horizontal_flip, to_float
+from dtrain.data.batch import Batch, heads, to_float
 from dtrain.data.order import Indices, Order, positions
 from dtrain.data.shards import Split
 from dtrain.noise import Noise
@@ -101,7 +101,6 @@ class ShardLoader(ABC):
 
     def _batch(self, rows: Rows, images: Tensor, seed: int, flip: bool) -> Batch:
         noise = Noise(seed, torch.from_numpy(rows.at).to(self.spec.device))
-        pixels = horizontal_flip(images, noise) if flip else images
         indices = torch.from_numpy(rows.indices).to(self.spec.device)
         side = {name: a.index_select(0, indices) for name, a in self.arrays.items()}
-        return Batch(to_float(pixels, self.spec.value_range), noise, **side)
+        return Batch(to_float(images, self.spec.value_range, heads(noise) if flip else None), noise, **side)
