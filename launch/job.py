@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.requeue import Attempt, back_into_queue, outcome, say, srun
+from launch.requeue import GRACE, Attempt, back_into_queue, outcome, say
 from launch.settings import launcher_from
 from launch.store import Submission, SweepFolder, locked, read_json
 
@@ -68,13 +68,21 @@ def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Ma
     program = ["-m", "dtrain", "--config", str(submission.config(index))]
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(launcher.cpus_per_task or 1)}
     if submission.where == "slurm":
-        return [[*srun(sys.executable, launcher.ranks), *program]], [threads]
+        return [[*_srun(launcher.ranks), *program]], [threads]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     world = {"WORLD_SIZE": str(launcher.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **threads}
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(launcher.ranks)]
     return [[sys.executable, "-u", *program] for _ in ranks], list(ranks)
+
+
+def _srun(ranks: int) -> list[str]:
+    """The command that starts one rank as each task of this job, up to the interpreter's arguments."""
+    command = ["srun", "--kill-on-bad-exit=0", f"--wait={GRACE:.0f}"]  # a minute for the others to save
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # srun does not take it over from sbatch since 22.05
+        command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
+    return [*command, *(["--label"] if ranks > 1 else []), sys.executable, "-u"]
 
 
 def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:

@@ -22,14 +22,6 @@ STOPPED = 75  # dtrain.trainer.STOPPED, without importing torch
 GRACE = 60.0  # seconds that the other ranks may go on after one has ended badly
 
 
-def srun(python: str, ranks: int) -> list[str]:
-    """The srun command that starts one rank as each task of this job, up to the interpreter's arguments."""
-    command = ["srun", "--kill-on-bad-exit=0", f"--wait={GRACE:.0f}"]
-    if "SLURM_CPUS_PER_TASK" in os.environ:  # srun does not take it over from sbatch since 22.05
-        command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
-    return [*command, *(["--label"] if ranks > 1 else []), python, "-u"]
-
-
 class Attempt:
     """One execution of a run: a process for each command.
 

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# SWAE with both stages on CelebA (000): one run on one node with 4 GPUs, a task for each GPU.
+#
+#   sbatch slurm/swae_celeba.sh
+#   sbatch --time=12:00:00 slurm/swae_celeba.sh trainer.precision=bf16
+#
+# Arguments are dtrain's overrides. Variables: DTRAIN_EXPERIMENT (swae_celeba), DTRAIN_PYTHON (.venv/bin/python),
+# DTRAIN_MAX_RESTARTS (20). Submit it again to continue a run that was cancelled or gave up.
+#SBATCH --job-name=swae_celeba
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.log
+# Told 120 s before the time limit, or by a preemption, the ranks save and the job goes back into the queue.
+#SBATCH --signal=USR2@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch, from the project}"
+PYTHON=${DTRAIN_PYTHON:-.venv/bin/python}
+
+# A rank that ends badly leaves the others a minute to save. srun does not take over --cpus-per-task by itself.
+exec "$PYTHON" -m launch.requeue \
+    srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --label \
+    "$PYTHON" -u -m dtrain "experiment=${DTRAIN_EXPERIMENT:-swae_celeba}" "$@"
