@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import signal
 from types import FrameType
@@ -16,16 +15,6 @@ from dtrain.distributed import RanksMissing, World
 
 class NonFinite(ArithmeticError):
     """A loss term or a gradient is NaN or infinite; the message names update, term or group."""
-
-
-def nonfinite(values: dict[str, float]) -> str | None:
-    """The first logged loss term or gradient norm that is NaN or infinite, named; terms before totals and norms."""
-    bad = [k for k, v in values.items() if not math.isfinite(v) and k.startswith(("loss/", "grad_norm/"))]
-    if not bad:
-        return None
-    kind, update, *rest = sorted(bad, key=lambda k: (k.startswith("grad"), -k.count("/")))[0].split("/")
-    what = f"loss term {rest[0]!r}" if kind == "loss" else f"gradient of group {rest[0]!r}"
-    return f"{what} of update {update!r} is not finite"
 
 
 COLLECTIVE = re.compile(r"gloo|timed ?out|connection (reset|closed|refused)|nccl|broken pipe|store", re.IGNORECASE)

@@ -57,8 +57,8 @@ def settings(updater: Updater) -> dict[str, Any]:
 def restore_settings(updater: Updater, stored: dict[str, Any], device: torch.device) -> None:
     """The inverse of `settings`."""
     for name, values in stored["groups"].items():
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # JSON has no tuples
-        updater.groups[name].optimizer.param_groups[0].update(values)
+        restored = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # JSON has no tuples
+        updater.groups[name].optimizer.param_groups[0].update(restored)
     for label, values in stored["scalers"].items():
         updater.scalers[label] = torch.amp.GradScaler(device.type)
         updater.scalers[label].load_state_dict(values)

@@ -16,7 +16,7 @@ from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.distributed import World, average_buffers, distribute
 from dtrain.evaluate import Interrupted, evaluate
-from dtrain.faults import NonFinite, StopSignal, explain, nonfinite
+from dtrain.faults import NonFinite, StopSignal, explain
 from dtrain.log import Log
 from dtrain.models.base import Algorithm
 from dtrain.update import Updater
@@ -100,7 +100,7 @@ class Trainer:
     def _advance(self) -> None:
         """One step, and what is due after it."""
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4099 + self.world.rank)
-        self.updater.images = self.stream.images
+        self.updater.begin(self.step, self.stream.images)
         self.algorithm.step(self.stream, self.updater)
         self.step += 1
         settings = self.settings
@@ -116,12 +116,12 @@ class Trainer:
 
     def _log_step(self) -> bool:
         """Reads and writes the metrics of the steps since the last time; False after a rollback."""
-        values = self.updater.read(self.world)
-        self._count_skipped()
-        bad = nonfinite(values)
-        if bad:
-            self._handle_nonfinite(bad)
+        metrics = self.updater.read(self.world)
+        self._count_skipped(metrics.skipped)
+        if metrics.nonfinite:
+            self._handle_nonfinite(metrics.nonfinite)
             return False
+        values = metrics.values
         now, (begin, first) = time.perf_counter(), self._window
         count = self.step - first
         seconds = (now - begin) / count
@@ -149,9 +149,8 @@ class Trainer:
         elif self.world.main:
             print(message, flush=True)
 
-    def _handle_nonfinite(self, what: str) -> None:
+    def _handle_nonfinite(self, message: str) -> None:
         """Raises NonFinite, or rolls back as configured. Every rank sees the same numbers, so all do the same."""
-        message = f"{what}, at or before step {self.step}"
         if self.settings.on_nonfinite != "rollback":
             raise NonFinite(message)
         self.mishaps += 1
@@ -164,14 +163,14 @@ class Trainer:
         # The stream is not rewound: the images that led here are left out.
         self.log.event(self.step, "rollback", f"{message}: rolled back to step {self.step}, later images go on")
 
-    def _count_skipped(self) -> None:
-        for steps, what in self.updater.skipped:
-            self.mishaps += steps
-            message = f"{what} not finite: {steps} step(s) skipped at or before step {self.step}"
-            self.log.event(self.step, "skipped", message)
-            if self.mishaps > self.settings.nonfinite_limit:
-                raise NonFinite(f"{message}; more than trainer.nonfinite_limit={self.settings.nonfinite_limit}")
-        self.updater.skipped.clear()
+    def _count_skipped(self, skipped: list[str]) -> None:
+        self.mishaps += len(skipped)
+        for what in skipped:
+            self.log.event(self.step, "skipped", f"{what}: skipped")
+        if skipped and self.mishaps > self.settings.nonfinite_limit:
+            raise NonFinite(
+                f"{skipped[-1]}; more than trainer.nonfinite_limit={self.settings.nonfinite_limit} skipped"
+            )
 
     def _is_best(self, value: float | None) -> bool:
         best = self.checkpoints.best()

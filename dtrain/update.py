@@ -2,112 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dtrain.config import ConfigError, OptimConfig, OptimizerConfig, TrainerConfig
+from dtrain.config import ConfigError, OptimConfig, TrainerConfig
 from dtrain.distributed import World, set_gradient_sync
+from dtrain.group import Group, learning_rate
 from dtrain.models.base import Algorithm, LossFunction, Terms
+from dtrain.record import Metrics, Record, read
 
 # What FSDP2 (freed storage), torch.compile and SyncBatchNorm say to a double backward.
 DOUBLE_BACKWARD = re.compile("setStorage.*storage of size 0|double backward|once_differentiable", re.DOTALL)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def learning_rate(settings: OptimizerConfig, images: int, total_images: int) -> float:
-    """The lr after `images` images: linear warm-up times a constant, cosine or step decay."""
-    decay = settings.decay_images or total_images
-    if settings.schedule == "cosine":
-        factor = 0.5 * (1 + math.cos(math.pi * min(images / decay, 1.0)))
-    elif settings.schedule == "step":
-        factor = settings.decay_factor ** (images // decay)
-    else:
-        factor = 1.0
-    warmup = min(1.0, images / settings.warmup_images) if settings.warmup_images else 1.0
-    return settings.lr * factor * warmup
-
-
-def make_optimizer(settings: OptimizerConfig, params: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """torch's own optimizer; Adam in its fused form, which can skip a step without asking the host."""
-    lr, decay = settings.lr, settings.weight_decay
-    if settings.name == "sgd":
-        return torch.optim.SGD(params, lr, momentum=settings.momentum, weight_decay=decay)
-    if settings.name == "rmsprop":
-        return torch.optim.RMSprop(params, lr, eps=settings.eps, momentum=settings.momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(params, lr, betas=settings.betas, eps=settings.eps, weight_decay=decay, fused=True)
-
-
-class Group:
-    """One parameter group: its networks, its optimizer, and the running average of its weights."""
-
-    def __init__(self, name: str, nets: list[nn.Module], settings: OptimizerConfig) -> None:
-        self.name, self.nets, self.settings = name, nets, settings
-        self.params = [p for net in nets for p in net.parameters()]
-        self.optimizer = make_optimizer(settings, self.params)
-        # Of the local shards: a sharded module cannot be copied, its parameters can.
-        self.average = [p.detach().clone() for p in self.params] if settings.ema else None
-
-    def freeze(self, frozen: bool) -> None:
-        for p in self.params:
-            p.requires_grad_(not frozen)
-
-    def gradient_norm(self) -> Tensor:
-        """The norm over all ranks, a scalar on the device; clips where configured."""
-        grads = [p.grad for p in self.params if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if self.settings.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.params, self.settings.clip_norm, norm)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Moves the averaged weights one step towards the weights."""
-        if self.average is not None and self.settings.ema is not None:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - self.settings.ema)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchanges weights and averaged weights."""
-        for p, average in zip(self.params, self.average or [], strict=False):
-            kept = p.detach().clone()
-            p.copy_(average)
-            average.copy_(kept)
-
-
-class Record:
-    """Sums of one update's loss terms and gradient norms since they were last read, kept on the device."""
-
-    def __init__(self, terms: list[str], groups: list[str]) -> None:
-        self.terms, self.groups = terms, groups
-        self.reset()
-
-    def reset(self) -> None:
-        self.count, self.sum, self.skipped, self.bad = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
-
-    def add(self, terms: Terms, norms: list[Tensor], skip: Tensor | None) -> None:
-        """One step's values. skip: a 0/1 scalar where steps may be skipped; their values are counted, not summed."""
-        values = torch.stack([*terms.values(), *norms])
-        if skip is not None:
-            bad, self.skipped = ~values.isfinite() & (skip > 0), self.skipped + skip
-            self.bad = self.bad + bad
-            values = values.masked_fill(skip > 0, 0.0)
-        self.sum = values if not self.count else self.sum + values
-        self.count += 1
-
-    def means(self, world: World) -> tuple[Tensor, float, list[str]]:
-        """Mean values over ranks and unskipped steps, the number of skipped steps, what was not finite in them."""
-        names = [f"loss term {t!r}" for t in self.terms] + [f"gradient of group {g!r}" for g in self.groups]
-        packed = torch.cat([self.sum, self.skipped.view(1), self.bad.expand(len(names))])
-        sums, skipped, bad = world.mean(packed).split([len(names), 1, len(names)])
-        culprits = [n for n, b in zip(names, bad.tolist(), strict=True) if b]
-        return sums / (self.count - skipped).clamp_min(1), float(skipped), culprits
 
 
 class Updater:
@@ -132,7 +43,7 @@ class Updater:
         for name in algorithm.groups:
             if trainer.on_nonfinite == "skip" and optim.of(name).name not in ("adam", "adamw"):
                 raise ConfigError(
-                    f"trainer.on_nonfinite=skip needs optim.*.name=adam or adamw, group {name} has {optim.of(name).name}"
+                    f"trainer.on_nonfinite=skip needs adam or adamw, optim.groups.{name} has {optim.of(name).name}"
                 )
         self.groups = {
             name: Group(name, [algorithm.get_submodule(p) for p in paths], optim.of(name))
@@ -144,11 +55,11 @@ class Updater:
         self.device, self.total_images = world.device, total_images
         self.scaled = trainer.precision == "fp16"
         self.autocast = AUTOCAST.get(trainer.precision)
-        self.images = 0  # seen by the whole job before this step
+        self.step, self.images = 0, 0  # done and seen by the whole job before this step
+        self.calls = 0
         self.skip = trainer.on_nonfinite == "skip" and not self.scaled
         self.buffers = [b for b in algorithm.buffers() if b.is_floating_point()]
         self.records: dict[str, Record] = {}
-        self.skipped: list[tuple[int, str]] = []  # (steps, what was not finite), filled by read
         self.scalers: dict[str, torch.amp.GradScaler] = {}
         self._active: tuple[str, ...] = tuple(self.groups)
         self._compiled: dict[Any, Callable[..., Terms]] = {}
@@ -171,7 +82,12 @@ class Updater:
         self._step(active, scaler, skip)
         if label not in self.records:
             self.records[label] = Record(list(terms), list(names))
-        self.records[label].add(terms, norms, skip)
+        self.calls += 1
+        self.records[label].add(self.step, self.calls, terms, norms, skip)
+
+    def begin(self, step: int, images: int) -> None:
+        """Before a step: how many steps were done and images seen, which the lr is a function of."""
+        self.step, self.images = step, images
 
     def activate(self, names: tuple[str, ...]) -> list[Group]:
         """Leaves requires_grad only on the named groups."""
@@ -225,8 +141,9 @@ class Updater:
                 raise
             names = ", ".join(group.name for group in active)
             raise ConfigError(
-                f"a loss of {names} differentiates a gradient, which sharded, compiled or batch-synchronised networks "
-                f"cannot: add its groups to {self.algorithm_name}.double_backward, and they stay replicated and eager"
+                f"a loss of {names} differentiates a gradient, which sharded, compiled or batch-synchronised "
+                f"networks cannot: add its groups to {self.algorithm_name}.double_backward, then they stay replicated "
+                "and eager"
             ) from e
 
     @staticmethod
@@ -262,23 +179,8 @@ class Updater:
             for group in self.groups.values():
                 group.swap()
 
-    def read(self, world: World) -> dict[str, float]:
-        """Means over ranks and over the steps since the last read: loss/<update>/<term> and so on.
-
-        Waits for the device.
-        """
-        values: dict[str, float] = {}
-        for label, record in self.records.items():
-            if record.count:
-                means, skipped, culprits = record.means(world)
-                mean = means.tolist()
-                if skipped:
-                    self.skipped.append((int(skipped), f"{', '.join(culprits)} of update {label!r}"))
-                terms = dict(zip(record.terms, mean, strict=False))
-                values |= {f"loss/{label}/{k}": v for k, v in terms.items()}
-                values[f"loss/{label}"] = sum(terms.values())
-                norms = mean[len(record.terms) :]
-                values |= {f"grad_norm/{label}/{g}": v for g, v in zip(record.groups, norms, strict=True)}
-                record.reset()
-        values |= {f"lr/{name}": float(g.optimizer.param_groups[0]["lr"]) for name, g in self.groups.items()}
-        return values
+    def read(self, world: World) -> Metrics:
+        """What was recorded since the last read, the same on every rank. Waits for the device."""
+        metrics = read(self.records, world, overflow=self.scaled)
+        metrics.values |= {f"lr/{name}": float(g.optimizer.param_groups[0]["lr"]) for name, g in self.groups.items()}
+        return metrics

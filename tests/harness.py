@@ -69,10 +69,10 @@ class Session:
         """Trains; returns the metrics of the last step."""
         for _ in range(count):
             self.updater.read(self.world)
-            self.updater.images = self.images
+            self.updater.begin(self.images // self.config.trainer.batch_size, self.images)
             self.algorithm.step(self.stream, self.updater)
             self.images += self.config.trainer.batch_size
-        return self.updater.read(self.world)
+        return self.updater.read(self.world).values
 
     def weights(self) -> dict[str, Tensor]:
         return {k: whole(v).clone() for k, v in model_state(self.algorithm).items()}

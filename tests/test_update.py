@@ -63,7 +63,7 @@ def feature_gradient(*overrides: str) -> Tensor:
         return {"features": session.algorithm.autoencoder_loss(batch)["features"]}  # type: ignore[operator]
 
     session.updater(("encoder", "decoder"), features_only, next(session.stream))
-    return torch.tensor([session.updater.read(session.world)["grad_norm/encoder+decoder/encoder"]])
+    return torch.tensor([session.updater.read(session.world).values["grad_norm/encoder+decoder/encoder"]])
 
 
 def test_features_are_an_output_of_forward_so_that_sharded_critics_give_them_with_gradient() -> None:

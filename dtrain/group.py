@@ -1,0 +1,71 @@
+"""One parameter group: its learning rate, its optimizer, its gradient norm, its averaged weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dtrain.config import OptimizerConfig
+
+
+def learning_rate(settings: OptimizerConfig, images: int, total_images: int) -> float:
+    """The lr after `images` images: linear warm-up times a constant, cosine or step decay."""
+    decay = settings.decay_images or total_images
+    if settings.schedule == "cosine":
+        factor = 0.5 * (1 + math.cos(math.pi * min(images / decay, 1.0)))
+    elif settings.schedule == "step":
+        factor = settings.decay_factor ** (images // decay)
+    else:
+        factor = 1.0
+    warmup = min(1.0, images / settings.warmup_images) if settings.warmup_images else 1.0
+    return settings.lr * factor * warmup
+
+
+def make_optimizer(settings: OptimizerConfig, params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's own optimizer; Adam in its fused form, which can skip a step without asking the host."""
+    lr, decay = settings.lr, settings.weight_decay
+    if settings.name == "sgd":
+        return torch.optim.SGD(params, lr, momentum=settings.momentum, weight_decay=decay)
+    if settings.name == "rmsprop":
+        return torch.optim.RMSprop(params, lr, eps=settings.eps, momentum=settings.momentum, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(params, lr, betas=settings.betas, eps=settings.eps, weight_decay=decay, fused=True)
+
+
+class Group:
+    """One parameter group: its networks, its optimizer, and the running average of its weights."""
+
+    def __init__(self, name: str, nets: list[nn.Module], settings: OptimizerConfig) -> None:
+        self.name, self.nets, self.settings = name, nets, settings
+        self.params = [p for net in nets for p in net.parameters()]
+        self.optimizer = make_optimizer(settings, self.params)
+        # Of the local shards: a sharded module cannot be copied, its parameters can.
+        self.average = [p.detach().clone() for p in self.params] if settings.ema else None
+
+    def freeze(self, frozen: bool) -> None:
+        for p in self.params:
+            p.requires_grad_(not frozen)
+
+    def gradient_norm(self) -> Tensor:
+        """The norm over all ranks, a scalar on the device; clips where configured."""
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if self.settings.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.params, self.settings.clip_norm, norm)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves the averaged weights one step towards the weights."""
+        if self.average is not None and self.settings.ema is not None:
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - self.settings.ema)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges weights and averaged weights."""
+        for p, average in zip(self.params, self.average or [], strict=False):
+            kept = p.detach().clone()
+            p.copy_(average)
+            average.copy_(kept)
