@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -62,11 +64,12 @@ def build_loaders(
     """The training and the held-out loader of this rank."""
     options = dict(config.loader)
     name = options.pop("name")
-    train, test = (
-        build_loader(
-            name, split, batch_size=config.trainer.batch_size, value_range=algorithm.value_range, seed=config.seed,
-            flip=flip, rank=world.rank, world=world.size, device=world.device, **options,
-        )
-        for split, flip in zip(splits, (config.data.flip, False), strict=True)
+    trainer, range_, seed = config.trainer, algorithm.value_range, config.seed
+    build = partial(
+        build_loader, name, batch_size=trainer.batch_size, value_range=range_, seed=seed, rank=world.rank,
+        world=world.size, device=world.device, **options,
     )  # fmt: skip
-    return train, test
+    try:
+        return build(splits[0], flip=config.data.flip), build(splits[1])
+    except (ValueError, TypeError, ImportError, ShardError) as e:
+        raise ConfigError(f"loader: {e}") from e

@@ -64,7 +64,6 @@ class Log:
         self._bar: Progress | None = None
         if not main:
             return
-        self.rewind(start)
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None)

@@ -46,6 +46,19 @@ def run(config: Config, yaml: str) -> int:
         world.barrier()
         return trainer.fit()
     finally:
+        if not world.broken:  # leaving a broken group can hang as long as the broken collective did
+            stop()
+
+
+def evaluate_run(config: Config, folder: Path) -> None:
+    """Evaluates the newest checkpoint of a run, draws its pictures, and adds a line to its metrics."""
+    splits = open_data(config)
+    algorithm = build_algorithm(config, splits[0].image_shape)
+    world = start(config.trainer.device, config.trainer.timeout)
+    try:
+        train, test = build_loaders(config, algorithm, splits, world)
+        Trainer(config, algorithm, train, test, world, folder).evaluate()
+    finally:
         stop()
 
 

@@ -66,6 +66,7 @@ class Trainer:
         """Runs to the end: 0 when finished, STOPPED when asked to stop. Evaluates and draws at the end."""
         images = self._restore()
         self.log = Log(self.run, self.settings.max_steps, len(self.train), self.world.main, self.step)
+        self.log.rewind(self.step)
         self.log.beat(self.step, state="running")
         self.stream = Stream(self.train, self.settings.batch_size, images)
         self._window = (time.perf_counter(), self.step)
@@ -96,6 +97,16 @@ class Trainer:
                 self.checkpoints.wait()
             self.log.close()
         return 0
+
+    def evaluate(self) -> None:
+        """Evaluates and draws the newest checkpoint. ConfigError if there is none."""
+        self._restore()
+        if self.saved is None:
+            raise ConfigError(f"{self.run} has no checkpoint that verifies: there is nothing to evaluate yet")
+        self.log = Log(self.run, self.step, len(self.train), self.world.main, self.step)
+        self._evaluate(pictures=True)
+        self.log.line(f"pictures in {self.run / 'images'}")
+        self.log.close()
 
     def _advance(self) -> None:
         """One step, and what is due after it."""

@@ -80,12 +80,16 @@ class ShardLoader(ABC):
             start += self.spec.batch_size
 
     def plan_once(self) -> Iterator[Rows]:
-        """This rank's part of one pass over the samples as they lie, in near-equal global batches."""
+        """This rank's part of one pass over all samples, in near-equal global batches.
+
+        Mixed, always in the same way: a set may lie sorted by class, and a batch of one class has another MMD.
+        """
+        mixed = Order(len(self)).permutation(0)
         steps = -(-len(self) // self.spec.batch_size)
         bounds = np.linspace(0, len(self), steps + 1).astype(np.int64)
         for begin, end in pairwise(bounds):
             at = positions(int(begin), int(end - begin), self.spec.rank, self.spec.world)
-            yield Rows(at, at)
+            yield Rows(at, mixed[at])
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
         """This rank's batches from position `start` on, without end: batch_size / world rows each."""

@@ -1,0 +1,34 @@
+"""Adversary with trouble at chosen positions of the stream: NaN in one term, or a rank that stops coming."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from dtrain.data.batch import Batch
+from dtrain.models.base import Terms
+from tests.adversary import Adversary
+
+
+class Poisoned(Adversary):
+    """nan_at: the term "pixels" is NaN on the rank that reads one of these positions. hang_at: that rank sleeps."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        nan_at: Sequence[int] = (),
+        hang_at: Sequence[int] = (),
+    ) -> None:
+        super().__init__(image_shape)
+        self.nan_at, self.hang_at = torch.tensor(list(nan_at)), torch.tensor(list(hang_at))
+
+    def autoencoder_loss(self, batch: Batch) -> Terms:
+        terms = super().autoencoder_loss(batch)
+        if torch.isin(batch.noise.position, self.nan_at).any():
+            terms["pixels"] = terms["pixels"] * torch.nan
+        if torch.isin(batch.noise.position, self.hang_at).any():
+            time.sleep(30)
+        return terms

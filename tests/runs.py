@@ -1,0 +1,91 @@
+"""Whole runs for tests: shards, a frozen configuration, and the run itself, in this process or by command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed.checkpoint as dcp
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from data_prep.arrays import array_source
+from data_prep.writer import write_split
+from dtrain import config as configs
+from dtrain.build import build_algorithm
+from dtrain.checkpoint import steps
+from dtrain.run import run
+from dtrain.state import model_state
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPE = (1, 6, 6)
+
+
+def write_shards(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 96), ("test", 20)):
+        images = rng.integers(0, 256, (count, *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
+        write_split(folder / split, array_source(images, rng.integers(0, 10, count), {"what": "noise"}, None, split))
+
+
+def freeze(run_dir: Path, shards: Path, *overrides: str, model: dict[str, Any] | None = None) -> Path:
+    """A configuration file of a tiny run, beside its folder. Batch 16, log every 5 steps, save every 10."""
+    cfg = configs.compose([
+        "model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]", f"data.path={shards}", f"run.dir={run_dir}",
+        "trainer.batch_size=16", "trainer.max_steps=40", "trainer.log_every=5", "trainer.checkpoint.every=10",
+        "trainer.timeout=60", "evaluate.samples=4", "evaluate.rows=4", "evaluate.grid=3", "evaluate.points=20",
+        *overrides,
+    ])  # fmt: skip
+    if model is not None:
+        cfg.model = model
+    file = run_dir.with_suffix(".yaml")
+    file.write_text(OmegaConf.to_yaml(cfg))
+    return file
+
+
+def execute(file: Path) -> int:
+    """The run of a frozen configuration, in this process."""
+    cfg = configs.load(file)
+    return run(configs.validate(cfg), OmegaConf.to_yaml(cfg))
+
+
+def command(*arguments: str | Path, world: int = 1) -> list[str]:
+    """The user's command line: python -m dtrain, or torchrun."""
+    start = [sys.executable]
+    if world > 1:
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    return [*start, "-m", "dtrain", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """One thread per process: the tests share two cores."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def call(*arguments: str | Path, world: int = 1, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments, world=world), cwd=cwd, capture_output=True, text=True, timeout=240, check=False,
+        env=environment(),
+    )  # fmt: skip
+
+
+def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == kind]
+
+
+def status(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "status.json").read_text())
+
+
+def final_weights(run_dir: Path) -> dict[str, Tensor]:
+    """The weights of the newest checkpoint."""
+    config = configs.validate(configs.load(run_dir.with_suffix(".yaml")))
+    state = model_state(build_algorithm(config, SHAPE))
+    dcp.load(state, checkpoint_id=steps(run_dir / "checkpoints")[-1], no_dist=True)
+    return state

@@ -1,0 +1,148 @@
+"""The commands of the README, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from dtrain import config as configs
+from dtrain.checkpoint import steps
+from tests.runs import call, execute, freeze, metrics, status
+
+TINY = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]", "trainer.batch_size=16")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("lamda.rec=1", ["'lamda'", "did you mean 'lambda'"]),
+        ("trainer.batch_size=-3", ["trainer.batch_size=-3", "greater than 0"]),
+        ("trainer.max_steps=many", ["trainer.max_steps='many'", "integer"]),
+        ("trainer.strategy=magic", ["trainer.strategy='magic'", "'ddp' or 'fsdp'"]),
+        ("model.lambda_rec=-1", ["model.lambda_rec=-1", "greater than or equal to 0"]),
+        ("model.lambda_rce=1", ["'lambda_rce'", "did you mean 'lambda_rec'"]),
+        ("model=nope", ["model/nope", "stackedwae"]),
+        ("model.hidden=[8]", ["model.hidden has 1", "model.latent_dims has 5"]),
+        ("optim.groups.level1.lrr=1", ["optim.groups.level1.lrr", "allowed: name, lr"]),
+        ("optim.groups.level9.lr=1", ["optim.groups.level9", "level1"]),
+        ("data.path=nowhere", ["data.path=nowhere", "python -m data_prep digits"]),
+        ("loader.workerz=1", ["workerz"]),
+        ("trainer.micro_batches=2", ["trainer.micro_batches=2", "MMD", "allowed: 1"]),
+        ("-m", ["launch/sweep.py"]),
+        ("=", ["="]),
+    ],
+)
+def test_a_wrong_key_type_or_value_is_refused_at_once(
+    override: str, named: list[str], tmp_path: Path, shards: Path
+) -> None:
+    data = [] if override.startswith("data.") else [f"data.path={shards}"]
+    begin = time.monotonic()
+    result = call(*data, f"run.root={tmp_path / 'runs'}", override)
+    assert result.returncode == 2
+    for text in named:
+        assert text in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+    assert time.monotonic() - begin < 30  # 5 s on an idle machine
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(tmp_path: Path, shards: Path) -> None:
+    result = call(f"data.path={shards}", f"run.root={tmp_path / 'runs'}", "trainer.batch_size=33", world=2)
+    assert result.returncode != 0
+    assert "trainer.batch_size=33" in result.stderr and "2 x 1 = 2" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path: Path, shards: Path) -> None:
+    file = freeze(tmp_path / "run", shards)
+    first = call("--config", file, world=2)
+    assert first.returncode == 0, first.stderr
+    run = tmp_path / "run"
+    for name in ("samples", "reconstructions", "interpolation", "latents"):
+        assert (run / "images" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").iterdir())
+    facts = json.loads((run / "environment.json").read_text())
+    assert facts["world_size"] == 2 and facts["versions"]["torch"] and facts["git"]
+    assert configs.validate(configs.load(run / "config.yaml")).trainer.max_steps == 40
+    line = metrics(run, "train")[-1]
+    for key in (
+        "loss/all/x",
+        "loss/all/mmd",
+        "lr/level1",
+        "grad_norm/all/level3",
+        "images_per_s",
+        "data_wait_s",
+        "memory_mb",
+    ):
+        assert key in line, key
+    (held_out,) = metrics(run, "evaluation")
+    assert held_out["objective"] == pytest.approx(sum(v for k, v in held_out.items() if k.startswith("objective/")))
+    assert {"mse/level1", "mse/level2", "mse/level3"} <= held_out.keys()
+    assert status(run)["state"] == "finished"
+
+    again = call("--config", file)
+    assert again.returncode == 0 and "is finished" in again.stdout
+
+    # As if the job had died while evaluating: the same command picks the run up, in another world size.
+    (run / "status.json").unlink()
+    for path in steps(run / "checkpoints")[1:]:
+        path.rename(path.with_suffix(".incomplete"))
+    third = call("--config", file)
+    assert third.returncode == 0, third.stderr
+    assert [line["step"] for line in metrics(run, "train")] == list(range(5, 41, 5))
+    assert [line["restart"] for line in metrics(run, "start")] == [False, True]
+    assert metrics(run, "evaluation")[-1]["objective"] == pytest.approx(held_out["objective"], rel=1e-3)
+
+
+def test_another_run_is_not_mixed_into_a_folder(tmp_path: Path, shards: Path) -> None:
+    assert execute(freeze(tmp_path / "run", shards, "trainer.max_steps=1")) == 0
+    result = call("--config", freeze(tmp_path / "run", shards, "trainer.max_steps=1", "model.lambda_rec=0.5"))
+    assert result.returncode == 2
+    assert "model.lambda_rec: 0.1 there, 0.5 here" in result.stderr
+
+
+def test_names_carry_a_hash_where_the_run_is_not_the_experiments_own() -> None:
+    def name(*overrides: str) -> str:
+        return configs.run_dir(configs.validate(configs.compose(list(overrides)))).name
+
+    assert name("experiment=quickstart") == "quickstart"
+    assert name("experiment=quickstart", "trainer.log_every=3") == "quickstart"
+    shorter = name("experiment=quickstart", "trainer.max_steps=20")
+    assert shorter.startswith("quickstart-") and len(shorter) == len("quickstart-") + 10
+    assert shorter == name("trainer.max_steps=20", "experiment=quickstart")
+    assert name("model=stackedwae", "data=digits") == "stackedwae-digits"
+
+
+def test_one_and_two_processes_have_the_same_loss_curve(tmp_path: Path, shards: Path) -> None:
+    curves = []
+    for world in (1, 2):
+        run = tmp_path / f"run{world}"
+        overrides = (*TINY, f"data.path={shards}", f"run.dir={run}", "trainer.max_steps=20", "trainer.log_every=1")
+        result = call("experiment=quickstart", *overrides, world=world)
+        assert result.returncode == 0, result.stderr
+        curves.append([line["loss/all"] for line in metrics(run, "train")])
+    assert len(curves[0]) == 20
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
+def test_evaluation_at_any_time(tmp_path: Path, shards: Path) -> None:
+    import subprocess
+    import sys
+
+    run = tmp_path / "run"
+    assert execute(freeze(run, shards)) == 0
+    (run / "images" / "samples.png").unlink()
+    result = subprocess.run(
+        [sys.executable, "-m", "dtrain.evaluate", str(run)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    assert (run / "images" / "samples.png").exists()
+    first, second = metrics(run, "evaluation")
+    assert second["objective"] == pytest.approx(first["objective"])
+    missing = subprocess.run(
+        [sys.executable, "-m", "dtrain.evaluate", str(tmp_path / "no")], capture_output=True, text=True, check=False
+    )
+    assert missing.returncode == 2 and "config.yaml" in missing.stderr
