@@ -9,7 +9,7 @@
 #
 # State: $DTRAIN_CLUSTER (default /var/lib/dtrain-cluster). Four ports from $DTRAIN_CLUSTER_PORT (27010), loopback
 # only. Nothing is shared with a munge, MariaDB or SLURM of the machine itself. Outside the state folder it keeps
-# a marked block in /etc/hosts and, if there is none yet, a link /etc/slurm/slurm.conf; `down` removes both.
+# marked lines in /etc/hosts and, if there is none yet, a link /etc/slurm/slurm.conf; `down` removes both.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,7 +18,7 @@ PORT=${DTRAIN_CLUSTER_PORT:-27010}
 HOST=$(uname -n)
 SHORT=${HOST%%.*}
 NODES=(dtrain1 dtrain2)
-MARK="# dtrain cluster: removed by cluster.sh down"
+MARK="# dtrain cluster in $STATE"
 SYSTEM_CONF=/etc/slurm/slurm.conf
 MUNGE_SOCKET=$STATE/munge/socket
 DB_SOCKET=$STATE/mariadb/socket

@@ -1,0 +1,43 @@
+"""A real SLURM and a tiny data set for the launcher's tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.arrays import array_source
+from data_prep.writer import write_split
+from tests.launch.support import CLUSTER, Cluster
+
+PORT = "27110"  # not the default, so that a cluster a person is using stays as it is
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """256 random training images of 8 x 8, and 64 held-out ones."""
+    path = tmp_path_factory.mktemp("shards") / "noise"
+    for split, count in (("train", 256), ("test", 64)):
+        images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+        write_split(path / split, array_source(images, np.arange(count), {"what": "noise"}, None, "noise"), ("npy",))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """SLURM with two nodes, started from nothing and removed at the end."""
+    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None or os.geteuid() != 0:
+        pytest.skip("needs root, and apt-get install slurm-wlm slurmdbd munge mariadb-server")
+    state = Path(tempfile.mkdtemp(prefix="dtrain-"))  # short: sockets lie in it
+    environment = {**os.environ, "DTRAIN_CLUSTER": str(state), "DTRAIN_CLUSTER_PORT": PORT}
+    try:
+        subprocess.run([CLUSTER, "up"], env=environment, check=True)
+        yield Cluster(state, environment)
+    finally:
+        subprocess.run([CLUSTER, "clean"], env=environment, check=True)

@@ -1,0 +1,114 @@
+"""What the launcher's tests do to a sweep: start it as a person would, watch it, and break it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from launch.store import SweepFolder, read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = str(ROOT / "slurm" / "devcluster" / "cluster.sh")
+TINY = (
+    "model.latent_dims=[3,2]", "model.hidden=[8,4]", "trainer.batch_size=32", "trainer.log_every=10",
+    "evaluate.grid=2", "evaluate.points=16", "evaluate.rows=2", "evaluate.samples=4",
+    "launcher.timeout_min=10", "launcher.cpus_per_task=1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The running one-machine SLURM."""
+
+    state: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str) -> str:
+        """The output of one of SLURM's commands, or of cluster.sh."""
+        environment = {**self.environment, "SLURM_CONF": str(self.state / "slurm.conf")}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder to launch from, with the environment of its shell."""
+
+    path: Path
+    shards: Path
+    environment: dict[str, str]
+
+    def command(self, script: str, *arguments: str) -> list[str]:
+        """launch/<script> with the tiny data set."""
+        data = [f"data.path={self.shards}", *TINY] if script == "sweep.py" else []
+        return [sys.executable, str(ROOT / "launch" / script), *data, *arguments]
+
+    def __call__(self, script: str, *arguments: str, check: int = 0) -> str:
+        """Runs it; returns all it printed. check: the expected exit code."""
+        done = subprocess.run(
+            self.command(script, *arguments), cwd=self.path, env=self.environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == check, done.stdout
+        return done.stdout
+
+    def sweep(self, *arguments: str) -> str:
+        """Submits a sweep and returns its id."""
+        return self.id_of(self("sweep.py", "-m", *arguments))
+
+    @staticmethod
+    def id_of(printed: str) -> str:
+        """The id in what sweep.py printed."""
+        return printed.partition("sweep ")[2].partition(":")[0]
+
+    def wait(self, sweep: str, seconds: float = 240) -> None:
+        """Until every point is finished, by the runs' own word."""
+        points = SweepFolder.open(self.path / "sweeps" / sweep).points
+
+        def finished() -> bool:
+            states = [read_json(p.run / "status.json").get("state") for p in points]
+            return all(s == "finished" for s in states)
+
+        until(finished, seconds, lambda: self("jobs.py", "logs", sweep))
+
+
+def until(condition: Callable[[], Any], seconds: float, explain: Callable[[], str] = str) -> Any:
+    """The first true value of the condition. AssertionError with explain() after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s\n{explain()}"
+        time.sleep(0.2)
+    return value
+
+
+def tasks(**variables: str) -> Iterator[int]:
+    """Process ids of dtrain's ranks whose environment has these variables."""
+    wanted = {f"{k}={v}".encode() for k, v in variables.items()}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if b"dtrain" in words and wanted <= set((process / "environ").read_bytes().split(b"\0")):
+                yield int(process.name)
+
+
+def parent(pid: int) -> int:
+    """A process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def weights(run: Path, work: Path) -> dict[str, Any]:
+    """The tensors of a run's newest checkpoint."""
+    newest = max((run / "checkpoints").glob("step-*"))
+    file = work / f"{os.urandom(4).hex()}.pt"
+    dcp_to_torch_save(newest, file)
+    loaded: dict[str, Any] = torch.load(file, weights_only=False)
+    return loaded

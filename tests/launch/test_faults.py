@@ -1,0 +1,110 @@
+"""Whatever happens to a 2-node run on SLURM, it ends with the weights of a run that nothing happened to."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.store import SweepFolder, read_lines
+from tests.launch.support import CLUSTER, Cluster, Project, parent, tasks, until, weights
+
+STEPS = ("trainer.max_steps=200", "trainer.checkpoint.every=50", "launcher.nodes=2")
+LIMIT = ("launcher.timeout_min=1", "launcher.signal_delay_s=20")
+
+
+class Run:
+    """The same 2-node run under a root of its own."""
+
+    def __init__(self, project: Project, cluster: Cluster, name: str) -> None:
+        self.project, self.cluster = project, cluster
+        extra = [o for o in LIMIT if name == "limit"]
+        self.id = project.sweep(*STEPS, f"run.root={name}", *extra)
+        self.sweep = SweepFolder.open(project.path / "sweeps" / self.id)
+        self.path = self.sweep.points[0].run
+
+    @property
+    def job(self) -> str:
+        """The array task's name."""
+        return f"{self.sweep.submissions()[-1].job}_0"
+
+    def log(self) -> str:
+        log = self.sweep.log(0)
+        return log.read_text() if log.exists() else ""
+
+    def rank(self, rank: int) -> int:
+        """The process id of a rank, once the run has a checkpoint to lose work after."""
+        saved = self.path / "checkpoints"
+        until(lambda: list(saved.glob("step-*/COMMITTED")), 120, self.log)
+        job = self.cluster.run("squeue", "--noheader", "--format=%A", f"--jobs={self.job}").strip()
+        return next(tasks(SLURM_PROCID=str(rank), SLURM_JOB_ID=job))
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, shards: Path, cluster: Cluster) -> Project:
+    environment = {**os.environ, "SLURM_CONF": str(cluster.state / "slurm.conf")}
+    return Project(tmp_path_factory.mktemp("faults"), shards, environment)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(project: Project, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run = Run(project, cluster, "nothing")
+    project.wait(run.id)
+    return weights(run.path, tmp_path_factory.mktemp("weights"))
+
+
+def requeue(run: Run) -> None:
+    run.rank(0)
+    run.cluster.run("scontrol", "requeue", run.job)
+
+
+def kill_rank(run: Run) -> None:
+    os.kill(run.rank(1), signal.SIGKILL)
+
+
+def hit_the_time_limit(run: Run) -> None:
+    """Holds a rank still: SLURM wakes it with the signal that its time is nearly over."""
+    os.kill(run.rank(1), signal.SIGSTOP)
+
+
+def lose_a_node(run: Run) -> None:
+    """Kills a node's slurmd, its step and its rank, then brings the node back."""
+    pid = run.rank(1)
+    daemon = int((run.cluster.state / "dtrain2.pid").read_text())
+    for victim in (daemon, parent(pid), pid):
+        os.kill(victim, signal.SIGKILL)
+    down = ("sinfo", "--noheader", "--nodes=dtrain2", "--partition=main", "--format=%T")
+    until(lambda: run.cluster.run(*down).startswith("down"), 90, run.log)
+    run.cluster.run(CLUSTER, "node", "dtrain2")
+    states = (
+        "sacct",
+        "--noheader",
+        "--parsable2",
+        "--allocations",
+        "--duplicates",
+        "--format=State",
+        "--jobs",
+        run.job,
+    )
+    assert "NODE_FAIL" in run.cluster.run(*states)
+
+
+@pytest.mark.parametrize("fault", [requeue, kill_rank, hit_the_time_limit, lose_a_node])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    fault: Callable[[Run], None], project: Project, cluster: Cluster, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    run = Run(project, cluster, "limit" if fault is hit_the_time_limit else fault.__name__)
+    fault(run)
+    project.wait(run.id)
+    final = weights(run.path, tmp_path)
+    assert final.keys() == undisturbed.keys()
+    different = [k for k, v in final.items() if not torch.equal(v, undisturbed[k])]
+    assert not different, run.log()
+    starts = [m["restart"] for m in read_lines(run.path / "metrics.jsonl") if m["kind"] == "start"]
+    assert starts[0] is False and starts[1:] and all(starts[1:])
+    assert "finished" in run.log() and run.log().count("step 20/200") == 1, "a restart overwrote the log"
