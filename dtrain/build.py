@@ -70,6 +70,6 @@ def build_loaders(
         world=world.size, device=world.device, **options,
     )  # fmt: skip
     try:
-        return build(splits[0], flip=config.data.flip), build(splits[1])
+        return build(split=splits[0], flip=config.data.flip), build(split=splits[1])
     except (ValueError, TypeError, ImportError, ShardError) as e:
         raise ConfigError(f"loader: {e}") from e

@@ -64,18 +64,10 @@ class Trainer:
 
     def fit(self) -> int:
         """Runs to the end: 0 when finished, STOPPED when asked to stop. Evaluates and draws at the end."""
-        images = self._restore()
-        self.log = Log(self.run, self.settings.max_steps, len(self.train), self.world.main, self.step)
-        self.log.rewind(self.step)
-        self.log.beat(self.step, state="running")
-        self.stream = Stream(self.train, self.settings.batch_size, images)
-        self._window = (time.perf_counter(), self.step)
-        if self.settings.on_nonfinite == "rollback" and self.saved is None:
-            self._save()
+        self.begin()
         try:
-            self.algorithm.train()
             while self.step < self.settings.max_steps:
-                self._advance()
+                self.advance()
                 if self.stop.agreed():
                     if self.step != self._window[1]:
                         self._log_step()  # nothing is saved unseen
@@ -98,6 +90,18 @@ class Trainer:
             self.log.close()
         return 0
 
+    def begin(self) -> None:
+        """Continues from the newest checkpoint, or from the first image."""
+        images = self._restore()
+        self.log = Log(self.run, self.settings.max_steps, len(self.train), self.world.main, self.step)
+        self.log.rewind(self.step)
+        self.log.beat(self.step, state="running")
+        self.stream = Stream(self.train, self.settings.batch_size, images)
+        self._window = (time.perf_counter(), self.step)
+        self.algorithm.train()
+        if self.settings.on_nonfinite == "rollback" and self.saved is None:
+            self._save()
+
     def evaluate(self) -> None:
         """Evaluates and draws the newest checkpoint. ConfigError if there is none."""
         self._restore()
@@ -108,7 +112,7 @@ class Trainer:
         self.log.line(f"pictures in {self.run / 'images'}")
         self.log.close()
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
         """One step, and what is due after it."""
         torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4099 + self.world.rank)
         self.updater.begin(self.step, self.stream.images)

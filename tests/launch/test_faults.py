@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,10 @@ class Run:
         log = self.sweep.log(0)
         return log.read_text() if log.exists() else ""
 
+    def starts(self) -> list[bool]:
+        """Of each start that the metrics record: whether it was a restart."""
+        return [m["restart"] for m in read_lines(self.path / "metrics.jsonl") if m["kind"] == "start"]
+
     def rank(self, rank: int) -> int:
         """The process id of a rank, once the run has a checkpoint to lose work after."""
         saved = self.path / "checkpoints"
@@ -49,13 +52,6 @@ class Run:
 def project(tmp_path_factory: pytest.TempPathFactory, shards: Path, cluster: Cluster) -> Project:
     environment = {**os.environ, "SLURM_CONF": str(cluster.state / "slurm.conf")}
     return Project(tmp_path_factory.mktemp("faults"), shards, environment)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(project: Project, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    run = Run(project, cluster, "nothing")
-    project.wait(run.id)
-    return weights(run.path, tmp_path_factory.mktemp("weights"))
 
 
 def requeue(run: Run) -> None:
@@ -94,17 +90,38 @@ def lose_a_node(run: Run) -> None:
     assert "NODE_FAIL" in run.cluster.run(*states)
 
 
-@pytest.mark.parametrize("fault", [requeue, kill_rank, hit_the_time_limit, lose_a_node])
+EARLY = {"requeue": requeue, "kill_rank": kill_rank, "limit": hit_the_time_limit}
+
+
+@pytest.fixture(scope="module")
+def runs(project: Project, cluster: Cluster) -> dict[str, Run]:
+    """All but the lost node's, which would disturb the others: side by side, each with its fault under way."""
+    started = {name: Run(project, cluster, name) for name in ("nothing", *EARLY)}
+    for name, fault in EARLY.items():
+        fault(started[name])
+    return started
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The final weights of the run that nothing happens to."""
+    runs["nothing"].project.wait(runs["nothing"].id)
+    assert len(runs["nothing"].starts()) == 1
+    return weights(runs["nothing"].path, tmp_path_factory.mktemp("weights"))
+
+
+@pytest.mark.parametrize("name", [*EARLY, "lose_a_node"])
 def test_an_interrupted_run_ends_with_the_same_weights(
-    fault: Callable[[Run], None], project: Project, cluster: Cluster, undisturbed: dict[str, Any], tmp_path: Path
+    name: str, runs: dict[str, Run], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = Run(project, cluster, "limit" if fault is hit_the_time_limit else fault.__name__)
-    fault(run)
-    project.wait(run.id)
+    run = runs[name] if name in runs else Run(runs["nothing"].project, runs["nothing"].cluster, name)
+    if name not in runs:
+        lose_a_node(run)
+    run.project.wait(run.id)
     final = weights(run.path, tmp_path)
     assert final.keys() == undisturbed.keys()
     different = [k for k, v in final.items() if not torch.equal(v, undisturbed[k])]
     assert not different, run.log()
-    starts = [m["restart"] for m in read_lines(run.path / "metrics.jsonl") if m["kind"] == "start"]
-    assert starts[0] is False and starts[1:] and all(starts[1:])
-    assert "finished" in run.log() and run.log().count("step 20/200") == 1, "a restart overwrote the log"
+    first, *later = run.starts()
+    assert first is False and later and all(later)
+    assert run.log().count("step 20/200") == 1 and "finished" in run.log(), "a restart overwrote the log"

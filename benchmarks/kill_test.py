@@ -1,0 +1,116 @@
+"""Kills a run at random moments until it ends, again and again: are the final weights those of an undisturbed run?
+
+  python benchmarks/kill_test.py --trials 20
+
+Two processes train a small StackedWAE that saves every few steps. Every trial kills all of them with SIGKILL at
+random moments (mid-save included), restarts the same command, and compares the weights bit by bit at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+from dtrain.checkpoint import steps, stored_keys
+
+STEPS = 150
+OVERRIDES = (
+    "experiment=quickstart", "model.latent_dims=[8,2]", "model.hidden=[64,32]", f"trainer.max_steps={STEPS}",
+    "trainer.checkpoint.every=5", "trainer.log_every=5", "trainer.batch_size=32", "evaluate.points=20",
+)  # fmt: skip
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def start(run: Path, shards: Path, port: int) -> list[subprocess.Popen[bytes]]:
+    """Two ranks without torchrun, so that nothing but the kill ends them."""
+    arguments = [sys.executable, "-m", "dtrain", *OVERRIDES, f"run.dir={run}", f"data.path={shards}"]
+    ranks = []
+    for rank in range(2):
+        variables = {
+            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        with (run.parent / f"{run.name}.{rank}.log").open("ab") as log:
+            ranks.append(subprocess.Popen(arguments, env=os.environ | variables, stdout=log, stderr=log))
+    return ranks
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    path = steps(run / "checkpoints")[-1]
+    assert path.name == f"step-{STEPS:08d}", path
+    reader = dcp.FileSystemReader(path)
+    sizes = {k: m.size for k, m in reader.read_metadata().state_dict_metadata.items()}
+    kinds = {k: m.properties.dtype for k, m in reader.read_metadata().state_dict_metadata.items()}
+    state = {k: torch.empty(sizes[k], dtype=kinds[k]) for k in stored_keys(path)}
+    dcp.load(state, checkpoint_id=path, no_dist=True)
+    return state
+
+
+def trial(run: Path, shards: Path, expected: dict[str, torch.Tensor], seconds: float, rng: random.Random) -> int:
+    """Kills and restarts until the run ends; returns the number of kills, or -1 if the weights differ."""
+    kills = 0
+    while True:
+        ranks = start(run, shards, rng.randrange(20000, 30000))
+        deadline = time.monotonic() + rng.uniform(0.2, 1.0) * seconds
+        # The longer a trial goes on, the rarer the kills: every trial ends.
+        while time.monotonic() < deadline + kills * seconds / 8 and any(r.poll() is None for r in ranks):
+            time.sleep(0.01)
+        if all(r.poll() == 0 for r in ranks):
+            break
+        for r in ranks:
+            r.send_signal(signal.SIGKILL)
+        for r in ranks:
+            r.wait()
+        kills += 1
+        if kills > 50:
+            raise RuntimeError(f"the run does not end; see the logs beside {run}")
+    found = weights(run)
+    same = found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
+    return kills if same else -1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        shards, whole = Path(folder) / "digits", Path(folder) / "whole"
+        subprocess.run(
+            [sys.executable, "-m", "data_prep", "digits", "--out", str(shards)], check=True, stdout=sys.stderr
+        )
+        begin = time.monotonic()
+        for r in start(whole, shards, rng.randrange(20000, 30000)):
+            if r.wait():
+                raise RuntimeError(Path(f"{whole}.0.log").read_text())
+        seconds = time.monotonic() - begin
+        say(f"undisturbed: {seconds:.1f} s")
+        expected, survived, kills = weights(whole), 0, 0
+        for i in range(arguments.trials):
+            count = trial(Path(folder) / f"trial{i}", shards, expected, seconds, rng)
+            survived, kills = survived + (count >= 0), kills + max(count, 0)
+            say(f"trial {i}: {'same weights' if count >= 0 else 'DIFFERENT WEIGHTS'} after {count} kills")
+    print(
+        json.dumps(
+            {"survived": survived, "trials": arguments.trials, "kills": kills, "undisturbed_s": round(seconds, 1)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

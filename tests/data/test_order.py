@@ -1,0 +1,72 @@
+"""The global order: every sample once per epoch, for any world size, batch and start."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtrain.data.order import Order, positions
+
+
+def read_by_ranks(count: int, world: int, batch: int, start: int, steps: int) -> np.ndarray:
+    """Sample at each position start .. start + steps·batch, put together from what each rank reads."""
+    found = np.full(steps * batch, -1, dtype=np.int64)
+    for rank in range(world):
+        order = Order(count, seed=7)
+        for step in range(steps):
+            at = positions(start + step * batch, batch, rank, world)
+            assert (found[at - start] == -1).all()
+            found[at - start] = order.indices(at)
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(count=st.integers(1, 60), world=st.integers(1, 9), per_rank=st.integers(1, 7), start=st.integers(0, 200))
+def test_over_an_epoch_every_sample_comes_exactly_once_across_ranks(
+    count: int, world: int, per_rank: int, start: int
+) -> None:
+    batch = world * per_rank
+    steps = -(-2 * count // batch) + 1
+    read = read_by_ranks(count, world, batch, start, steps)
+    first_epoch_start = -(-start // count) * count - start
+    epoch = read[first_epoch_start : first_epoch_start + count]
+    assert sorted(epoch) == list(range(count))
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(1, 50), start=st.integers(0, 120), world=st.sampled_from([2, 3, 4, 8]))
+def test_the_stream_does_not_know_the_world_size(count: int, start: int, world: int) -> None:
+    many = read_by_ranks(count, world, 24, start, 4)
+    assert np.array_equal(many, read_by_ranks(count, 1, 24, start, 4))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 16, 257, 1024, 4096])
+def test_an_epoch_is_complete_at_any_world_size(world: int) -> None:
+    count = 3 * world + 1
+    order = Order(count, seed=1)
+    seen = np.zeros(count, dtype=np.int64)
+    position = 0
+    while position < count:
+        for rank in range(world):
+            at = positions(position, world, rank, world)
+            seen[order.indices(at[at < count])] += 1
+        position += world
+    assert (seen == 1).all()
+
+
+def test_a_start_in_the_middle_continues_the_same_stream() -> None:
+    whole = read_by_ranks(31, 2, 10, 0, 12)
+    assert np.array_equal(read_by_ranks(31, 2, 10, 50, 7), whole[50:])
+
+
+def test_epochs_and_seeds_differ() -> None:
+    order = Order(100, seed=0)
+    assert not np.array_equal(order.permutation(0), order.permutation(1))
+    assert not np.array_equal(order.permutation(0), Order(100, seed=1).permutation(0))
+
+
+def test_no_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="count=0"):
+        Order(0)

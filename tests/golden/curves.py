@@ -1,0 +1,43 @@
+"""Makes the golden curves: python -m tests.golden.curves rewrites the files beside it.
+
+Float64, one thread, random images: the numbers depend on the mathematics and little else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from dtrain.distributed import World
+from tests.harness import Session, make_config
+
+FOLDER = Path(__file__).parent
+STEPS = 20
+CURVES = {
+    "stackedwae": ("stackedwae", ()),
+    "stackedwae_sigma": (
+        "stackedwae",
+        ("model.weights=svhn", "++model.lambda_sigma=2.5", "++model.lambda_sigma_decay=0.83"),
+    ),
+    "adversary": ("adversary", ("optim.default.ema=0.9", "optim.default.schedule=cosine")),
+}
+
+
+def curve(name: str) -> list[dict[str, float]]:
+    """Every metric of every step."""
+    model, overrides = CURVES[name]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        session = Session(make_config(model, *overrides), World())
+        return [session.steps(1) for _ in range(STEPS)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    for name in CURVES:
+        lines = [json.dumps(values, sort_keys=True) for values in curve(name)]
+        (FOLDER / f"{name}.jsonl").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,152 @@
+"""The paper's grid on a real SLURM: submitted once, finished whatever becomes of the shell, collected, repeated."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.state import states
+from launch.store import SweepFolder, read_json
+from tests.launch.support import CLUSTER, ROOT, TINY, Cluster, Project, until
+
+GRID = ("-m", "model=stackedwae", "lambda=grid", "trainer.max_steps=4", "launcher.array_parallelism=4")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, shards: Path, cluster: Cluster) -> Project:
+    environment = {**os.environ, "SLURM_CONF": str(cluster.state / "slurm.conf")}
+    return Project(tmp_path_factory.mktemp("grid"), shards, environment)
+
+
+@pytest.fixture(scope="module")
+def grid(project: Project) -> SweepFolder:
+    """The finished 25 points, whose submitting shell was killed right after it had submitted."""
+    shell = subprocess.Popen(
+        project.command("sweep.py", *GRID, "sweep.wait=true"), cwd=project.path, env=project.environment,
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert shell.stdout is not None
+    printed = ""
+    while "submitted 25 points" not in printed:
+        printed += shell.stdout.readline()
+    os.killpg(shell.pid, 9)
+    shell.wait()
+    sweep = project.id_of(printed)
+    early = project("collect.py", sweep)
+    assert "missing: " in early and "of 25 points" in early
+    project.wait(sweep, 400)
+    return SweepFolder.open(project.path / "sweeps" / sweep)
+
+
+def test_the_grid_is_collected_with_its_best_point(grid: SweepFolder, project: Project) -> None:
+    assert "25 finished" in project("jobs.py", "status", grid.id)
+    printed = project("collect.py", grid.id)
+    assert "all 25 points are finished" in printed and "best of 25 by objective" in printed
+    with (grid.path / "results.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    pairs = {(float(r["model.lambda_rec"]), float(r["model.lambda_match"])) for r in rows}
+    assert pairs == {(a, b) for a in (0.01, 0.05, 0.1, 0.5, 1) for b in (1e-4, 1e-3, 1e-2, 1e-1, 1)}
+    best = min(rows, key=lambda r: float(r["objective"]))
+    words = printed.partition("best of 25 by objective: ")[2]
+    assert words.startswith(f"model.lambda_rec={float(best['model.lambda_rec']):g}, model.lambda_match=")
+    assert best["run"] in words
+    assert (grid.path / "heatmap.png").stat().st_size > 10_000
+
+
+def test_the_same_command_submits_only_what_is_missing(grid: SweepFolder, project: Project) -> None:
+    again = project("sweep.py", *GRID)
+    assert "submitted 0 points" in again and "25 finished" in again
+    shutil.rmtree(grid.points[7].run)
+    assert "submitted 1 points" in project("sweep.py", *GRID)
+    assert grid.submissions()[-1].indices == [7]
+    project.wait(grid.id)
+    assert "submitted 0 points" in project("sweep.py", *GRID)
+
+
+def test_an_impossible_point_stops_the_whole_sweep(project: Project, cluster: Cluster) -> None:
+    before = cluster.run("squeue", "--noheader")
+    said = project("sweep.py", "-m", "trainer.batch_size=32,30", "run.root=bad", "launcher.nodes=4", check=2)
+    assert "point 1 (trainer.batch_size=30)" in said and "nothing was submitted" in said
+    assert cluster.run("squeue", "--noheader") == before and not (project.path / "bad").exists()
+
+
+def test_two_commands_at_once_submit_a_point_once(project: Project) -> None:
+    command = project.command("sweep.py", "-m", "seed=5,6", "run.root=twice", "trainer.max_steps=2")
+    shells = [
+        subprocess.Popen(command, cwd=project.path, env=project.environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    printed = sorted(shell.communicate()[0].partition("\nsubmitted ")[2].split()[0] for shell in shells)
+    assert printed == ["0", "2"]
+
+
+def test_code_that_changes_after_submission_does_not_reach_the_jobs(project: Project) -> None:
+    sweep = SweepFolder.open(
+        project.path / "sweeps" / project.sweep("seed=9", "run.root=code", "trainer.max_steps=2")
+    )
+    project.wait(sweep.id)
+    recorded = read_json(sweep.points[0].run / "environment.json")["command"][0]
+    assert recorded.startswith(str(sweep.path / "code"))
+
+
+def test_a_run_name_is_never_run_by_a_shell(project: Project) -> None:
+    name = "$(touch x) `touch x`; touch x"
+    sweep = project.sweep(
+        f"run.name='{name}'", f"sweep.name='{name}'", f"launcher.comment='{name}'", "trainer.max_steps=2"
+    )
+    project.wait(sweep)
+    assert not list(project.path.rglob("x"))
+    assert list((project.path / "runs").glob("$(touch x) `touch x`; touch x-*"))
+
+
+def test_cancel_saves_and_retry_continues(project: Project) -> None:
+    sweep = SweepFolder.open(
+        project.path / "sweeps" / project.sweep("seed=3", "run.root=stop", "trainer.max_steps=3000")
+    )
+    run = sweep.points[0].run
+    until(lambda: read_json(run / "status.json").get("step", 0) > 0, 60)
+    project("jobs.py", "cancel", sweep.id)
+    until(lambda: states(sweep.points)[0].name == "cancelled", 60, lambda: sweep.log(0).read_text())
+    stopped = read_json(run / "status.json")
+    assert stopped["state"] == "stopped" and list(run.glob("checkpoints/step-*/COMMITTED"))
+    assert "submitted 1 points" in project("jobs.py", "retry", sweep.id, "launcher.cpus_per_task=2")
+    until(lambda: read_json(run / "status.json")["step"] > stopped["step"], 60, lambda: sweep.log(0).read_text())
+    assert f"step {stopped['step']}" in project("jobs.py", "logs", sweep.id)
+    project("jobs.py", "cancel", sweep.id)
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("celeba10.sh", ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]),
+        ("svhn6.sh", ["--ntasks-per-node=1", "--cpus-per-task=1"]),
+        ("swae_celeba.sh", ["--ntasks-per-node=1", "--cpus-per-task=1"]),
+        ("mnist_grid.sh", ["--array=7", "--cpus-per-task=1"]),
+    ],
+)
+def test_an_sbatch_script_runs_to_its_end(
+    script: str, options: list[str], project: Project, cluster: Cluster, tmp_path: Path
+) -> None:
+    levels = "model.latent_dims=[8,7,7,6,6,5,5,4,3,2]", "model.hidden=[8,8,8,8,8,8,8,8,8,8]"
+    overrides = [o for o in TINY if o.startswith(("trainer.", "evaluate."))]
+    overrides += [f"data.path={project.shards}", f"run.root={tmp_path}", "trainer.max_steps=4", *levels]
+    printed = cluster.run(
+        "env", "DTRAIN_EXPERIMENT=quickstart", f"DTRAIN_PYTHON={sys.executable}", "sbatch", "--wait", f"--chdir={ROOT}",
+        f"--output={tmp_path}/log", *options, str(ROOT / "slurm" / script), *overrides,
+    )  # fmt: skip
+    (run,) = tmp_path.glob("*/status.json")
+    assert read_json(run)["state"] == "finished", printed + (tmp_path / "log").read_text()
+    size = read_json(run.with_name("environment.json"))["world_size"]
+    assert size == (2 if script == "celeba10.sh" else 1)
+
+
+def test_the_cluster_is_healthy_and_up_is_idempotent(cluster: Cluster) -> None:
+    pids = {p.name: p.read_text() for p in cluster.state.glob("*.pid")}
+    assert "ok   listens on loopback only" in cluster.run(CLUSTER, "up")
+    assert {p.name: p.read_text() for p in cluster.state.glob("*.pid")} == pids

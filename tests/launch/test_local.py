@@ -1,0 +1,68 @@
+"""Sweeps on a machine without SLURM: the same command, folders and follow-up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from launch.store import SweepFolder, read_json
+from tests.launch.support import Project, tasks, until
+
+
+@pytest.fixture
+def project(tmp_path: Path, shards: Path) -> Project:
+    """A shell whose PATH has no sbatch."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").symlink_to(str(shutil.which("git")))
+    return Project(tmp_path, shards, {**os.environ, "PATH": str(programs)})
+
+
+def test_four_points_run_two_at_a_time(project: Project) -> None:
+    printed = project(
+        "sweep.py", "-m", "seed=range(0,4)", "trainer.max_steps=3", "sweep.parallel=2", "sweep.wait=true"
+    )
+    assert "4 points" in printed and "2 at a time on this machine" in printed
+    sweep = SweepFolder.open(project.path / "sweeps" / project.id_of(printed))
+    (submission,) = sweep.submissions()
+    spans = []
+    for point in sweep.points:
+        events = submission.events(point.index)
+        assert [e["event"] for e in events] == ["start", "end"] and events[-1]["how"] == "finished"
+        spans.append((events[0]["time"], events[1]["time"]))
+    at_once = [sum(a <= start < b for a, b in spans) for start, _ in spans]
+    assert max(at_once) == 2
+    collected = project("collect.py", sweep.id)
+    assert "all 4 points are finished" in collected and "± " in collected and "(4)" in collected
+    assert "submitted 0 points" in project("sweep.py", "-m", "seed=range(0,4)", "trainer.max_steps=3")
+
+
+def test_a_killed_rank_restarts_and_cancel_saves(project: Project) -> None:
+    options = ("seed=0,1", "trainer.max_steps=5000", "trainer.checkpoint.every=20", "launcher.tasks_per_node=2")
+    sweep = SweepFolder.open(project.path / "sweeps" / project.sweep(*options, "sweep.parallel=1"))
+    run, config = sweep.points[0].run, str(sweep.submissions()[0].config(0))
+    until(lambda: list(run.glob("checkpoints/step-*/COMMITTED")), 60, sweep.log(0).read_text)
+    victim = next(p for p in tasks(RANK="1") if config in Path(f"/proc/{p}/cmdline").read_text())
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: read_json(run / "status.json").get("state") == "failed", 60, sweep.log(0).read_text)
+    until(lambda: read_json(run / "status.json")["state"] == "running", 60, sweep.log(0).read_text)
+    status = project("jobs.py", "status", sweep.id)
+    assert "1 running" in status and "1 pending" in status
+    project("jobs.py", "cancel", sweep.id)
+    until(lambda: read_json(run / "status.json")["state"] == "stopped", 60, sweep.log(0).read_text)
+    until(lambda: "2 cancelled" in project("jobs.py", "status", sweep.id), 30)
+    assert not (sweep.points[1].run / "status.json").exists()
+    assert [e["how"] for e in sweep.submissions()[0].events(0) if e["event"] == "end"] == ["killed", "stopped"]
+
+
+def test_more_than_this_machine_has_is_refused(project: Project) -> None:
+    assert "this machine is one node" in project("sweep.py", "-m", "seed=1,2", "launcher.nodes=2", check=2)
+    assert "asks for 99 GPUs" in project(
+        "sweep.py", "-m", "seed=1,2", "launcher.gpus_per_node=99", "trainer.batch_size=99", check=2
+    )
+    assert "no sbatch in PATH" in project("sweep.py", "-m", "seed=1,2", "sweep.where=slurm", check=2)
+    assert not (project.path / "runs").exists()
