@@ -34,9 +34,9 @@ class Cluster:
     environment: dict[str, str]
 
     def run(self, *command: str) -> str:
-        """The output of one of SLURM's commands, or of cluster.sh."""
+        """The output of one of SLURM's commands, or of cluster.sh, called from the project."""
         environment = {**self.environment, "SLURM_CONF": str(self.state / "slurm.conf")}
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
 
 
 @dataclass(frozen=True)

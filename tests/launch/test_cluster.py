@@ -137,7 +137,7 @@ def test_an_sbatch_script_runs_to_its_end(
     overrides = [o for o in TINY if o.startswith(("trainer.", "evaluate."))]
     overrides += [f"data.path={project.shards}", f"run.root={tmp_path}", "trainer.max_steps=4", *levels]
     printed = cluster.run(
-        "env", "DTRAIN_EXPERIMENT=quickstart", f"DTRAIN_PYTHON={sys.executable}", "sbatch", "--wait", f"--chdir={ROOT}",
+        "env", "DTRAIN_EXPERIMENT=quickstart", f"DTRAIN_PYTHON={sys.executable}", "sbatch", "--wait",
         f"--output={tmp_path}/log", *options, str(ROOT / "slurm" / script), *overrides,
     )  # fmt: skip
     (run,) = tmp_path.glob("*/status.json")
