@@ -1,0 +1,122 @@
+"""The results of a sweep: best point, seeds, missing points, heat map; and what a sweep keeps on disk."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dtrain.config import ConfigError
+from launch.collect import collect, grouped, read_rows
+from launch.heatmap import cells, draw
+from launch.points import make_points
+from launch.store import ROOT, SweepFolder, locked, open_sweep, snapshot, sweep_id
+
+
+def made(tmp_path: Path, shards: Path, *overrides: str) -> SweepFolder:
+    """A sweep's folder without any run."""
+    points, _ = make_points([*overrides, f"data.path={shards}", f"run.root={tmp_path / 'runs'}"], 1)
+    return open_sweep(tmp_path / sweep_id(points, "made"), points, [])
+
+
+def finish(run: Path, **metrics: float) -> None:
+    """Writes what a finished run leaves."""
+    run.mkdir(parents=True)
+    evaluation = {"kind": "evaluation", "step": 5, "time": 0.0, **metrics}
+    middle = {**evaluation, "step": 2, "objective": -1.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in ({"kind": "start"}, middle, evaluation)))
+    (run / "status.json").write_text(json.dumps({"state": "finished", "step": 5, "max_steps": 5}))
+
+
+def test_seeds_share_a_row_and_missing_points_are_named(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = made(tmp_path, shards, "model.lambda_rec=.1,.5", "seed=0,1,2")
+    scores = {(0.1, 0): 1.0, (0.1, 1): 3.0, (0.1, 2): 5.0, (0.5, 0): 2.0}
+    for p in sweep.points:
+        key = (p.values["model.lambda_rec"], p.values["seed"])
+        if key in scores:
+            finish(p.run, objective=scores[key], mse=1.0)
+    best, other = grouped(read_rows(sweep), "objective")
+    assert (best.values, best.mean, best.std) == ({"model.lambda_rec": 0.5}, 2.0, 0.0)
+    assert (other.mean, other.std, len(other.rows)) == (3.0, 2.0, 3)  # the sample's deviation of 1, 3, 5
+    collect(sweep, tmp_path / "out", "objective", None)
+    printed = capsys.readouterr().out
+    assert "| 0.1 | 3 ± 2 (3) |" in printed and "missing: 2 of 6 points (2 missing)" in printed
+    assert "- 4: model.lambda_rec=0.5, seed=1: missing" in printed
+    assert not (tmp_path / "out" / "heatmap.png").exists(), "one swept key has no map"
+    with pytest.raises(ConfigError, match="the runs have mse, objective"):
+        collect(sweep, tmp_path / "out", "fid", None)
+    with pytest.raises(ConfigError, match="the sweep varies"):
+        collect(sweep, tmp_path / "out", "objective", ["seed", "model.lambda_rec"])
+
+
+def test_a_diverged_run_is_never_best(tmp_path: Path, shards: Path) -> None:
+    sweep = made(tmp_path, shards, "model.lambda_rec=.1,.5")
+    finish(sweep.points[0].run, objective=float("nan"))
+    finish(sweep.points[1].run, objective=7.0)
+    assert [g.values["model.lambda_rec"] for g in grouped(read_rows(sweep), "objective")] == [0.5, 0.1]
+
+
+def test_the_heat_map_frames_the_best_cell(tmp_path: Path) -> None:
+    axes: dict[str, list[Any]] = {"a": [1, 2, 3], "b": [10, 20]}
+    scores = {(("a", a), ("b", b)): a + b / 100 for a in (1, 2, 3) for b in (10, 20) if (a, b) != (1, 10)}
+    assert np.allclose(cells(scores, axes), [[np.nan, 1.2], [2.1, 2.2], [3.1, 3.2]], equal_nan=True)
+    draw(tmp_path / "map.png", scores, axes, "objective")
+    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
+    red = np.argwhere((pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=-1) < 60))
+    assert len(red)
+    (top, left), (bottom, right) = red.min(axis=0), red.max(axis=0)
+    height, width = pixels.shape[:2]
+    assert bottom < height / 2 and left > width * 0.4 and bottom - top < height / 2 and right - left < width * 0.6
+
+
+def test_a_cell_shows_the_best_over_the_other_keys() -> None:
+    scores = {(("a", 1), ("b", 1), ("c", c)): float(c) for c in (3, 2, 5)}
+    assert cells(scores, {"a": [1], "b": [1]}).tolist() == [[2.0]]
+
+
+def test_the_same_points_in_any_order_are_the_same_sweep(tmp_path: Path, shards: Path) -> None:
+    first = made(tmp_path, shards, "seed=1,2,3")
+    again = made(tmp_path, shards, "seed=3,2,1")
+    assert again.path == first.path and [p.values["seed"] for p in again.points] == [1, 2, 3]
+    assert made(tmp_path, shards, "seed=1,2").path != first.path
+    with pytest.raises(ConfigError, match=first.id):
+        SweepFolder.open(tmp_path / "nosuch")
+
+
+def test_a_snapshot_is_the_code_and_is_shared_while_it_does_not_change(tmp_path: Path) -> None:
+    code = snapshot(tmp_path)
+    for file in ("dtrain/trainer.py", "launch/job.py", "configs/config.yaml"):
+        assert (code / file).read_bytes() == (ROOT / file).read_bytes()
+    assert snapshot(tmp_path) == code
+    assert not list(code.rglob("__pycache__"))
+    shutil.rmtree(code)
+    assert snapshot(tmp_path) == code and (code / "dtrain").is_dir()
+
+
+def _hold(path: Path, held: Event, release: Event) -> None:
+    with locked(path):
+        held.set()
+        release.wait(30)
+
+
+def test_a_lock_is_exclusive_and_dies_with_its_holder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(tmp_path / "lock", held, release))
+    holder.start()
+    assert held.wait(60)
+    with locked(tmp_path / "lock", wait=False) as mine:
+        assert not mine
+    holder.kill()
+    holder.join()
+    with locked(tmp_path / "lock", wait=False) as mine:
+        assert mine

@@ -1,0 +1,117 @@
+"""Hydra's multirun syntax becomes checked, distinct points; wrong ones are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from dtrain.config import ConfigError, compose, validate
+from launch.points import expand, make_points
+from launch.settings import launcher_from, overridden, read_settings
+
+
+def values(shards: Path, *overrides: str, ranks: int = 1) -> list[dict[str, object]]:
+    return [p.values for p in make_points([*overrides, f"data.path={shards}"], ranks)[0]]
+
+
+def test_every_sweep_syntax_expands(shards: Path) -> None:
+    assert [v["seed"] for v in values(shards, "seed=3,1,2")] == [3, 1, 2]
+    assert [v["seed"] for v in values(shards, "seed=range(0,6,2)")] == [0, 2, 4]
+    assert [v["model.lambda_rec"] for v in values(shards, "model.lambda_rec=choice(.5,1)")] == [0.5, 1]
+    assert [v["model.hidden"] for v in values(shards, "model.latent_dims=[2]", "model.hidden=[4],[5]")] == [
+        "[4]",
+        "[5]",
+    ]
+    loaders = {line[0] for line in expand(["loader=glob(*)"])}
+    assert {"loader=resident", "loader=ffcv", "loader=dali"} <= loaders
+    product = values(shards, "seed=1,2", "model.lambda_rec=.1,.2")
+    assert [tuple(v.values()) for v in product] == [(1, 0.1), (1, 0.2), (2, 0.1), (2, 0.2)]
+
+
+def test_the_grid_file_is_the_papers_25_pairs(shards: Path) -> None:
+    found = values(shards, "model=stackedwae", "lambda=grid")
+    assert len(found) == 25
+    assert found[0] == {"model.lambda_rec": 0.01, "model.lambda_match": 1e-4}
+    assert found[-1] == {"model.lambda_rec": 1, "model.lambda_match": 1}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["lambda=grid", "seed=4"],
+        ["experiment=quickstart", "trainer.max_steps=5,6"],
+        ["loader=resident,ffcv", "trainer.batch_size=64"],
+        ["optim.groups.level1.lr=.1,.2"],
+        ["optim.default={lr:.1},{lr:.2,eps:1e-7}"],
+    ],
+)
+def test_points_are_what_a_single_run_would_be(shards: Path, overrides: list[str]) -> None:
+    overrides = [*overrides, f"data.path={shards}"]
+    lines = expand(overrides)
+    single = {validate(compose(line)).model_copy(update={"run": None}).model_dump_json() for line in lines}
+    points = make_points(overrides, 1)[0]
+    frozen = [validate(OmegaConf.create(p.yaml)) for p in points]
+    assert {c.model_copy(update={"run": None}).model_dump_json() for c in frozen} <= single
+    assert all(
+        c.run.name is not None and c.run.name.endswith(p.signature) for c, p in zip(frozen, points, strict=True)
+    )
+
+
+def test_points_that_are_the_same_run_collapse(shards: Path) -> None:
+    points, collapsed = make_points(["seed=1,2", "loader=resident,ffcv", f"data.path={shards}"], 1)
+    assert (len(points), collapsed) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=0,-1"], "point 1 (seed=-1): seed=-1: input should be greater"),
+        (["model.lamda_rec=1,2"], "did you mean 'lambda_rec'"),
+        (["model.lambda_rec=1,abc"], "point 1 (model.lambda_rec=abc)"),
+        (["model=stackedwae,nosuch"], "point 1 (model=nosuch)"),
+        (["trainer.batch_size=8,9"], "point 1 (trainer.batch_size=9)"),
+        (["data.path=nowhere", "seed=1,2"], "nowhere"),
+        (["seed=1,,2"], "seed=1,,2"),
+        (["run.dir=here", "seed=1,2"], "one folder for all points"),
+        (["run.name='a/b'", "seed=1,2"], "may not hold"),
+    ],
+)
+def test_a_wrong_point_is_named(shards: Path, overrides: list[str], message: str) -> None:
+    path = [] if any(o.startswith("data.path") for o in overrides) else [f"data.path={shards}"]
+    with pytest.raises(ConfigError) as e:
+        make_points([*overrides, *path], ranks=2)
+    assert message in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("launcher.nodess=2", "nodess"),
+        ("launcher.nodes=two", "launcher.nodes=two"),
+        ("launcher.nodes=1,2", "cannot be swept"),
+        ("launcher.nodes=0", "at least 1"),
+        ("launcher.timeout_min=2", "at most half the time limit"),
+        ("launcher=nosuch", "it has: default, gpu, multinode, preemptible"),
+        ('launcher.comment="a\ntouch x"', "line breaks"),
+        ('launcher.additional_parameters.a="b\nc"', "line breaks"),
+        ("sweep.where=moon", "auto, slurm, local"),
+        ("sweep.wiat=true", "wiat"),
+    ],
+)
+def test_wrong_resources_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        read_settings([override])
+    assert message in str(e.value)
+
+
+def test_resources_come_from_the_file_and_the_command_line() -> None:
+    settings = read_settings(["launcher=multinode", "launcher.partition=a100", "seed=1,2", "sweep.wait=true"])
+    launcher = settings.launcher
+    assert (launcher.ranks, launcher.gpus, launcher.tasks, launcher.partition) == (8, 8, 4, "a100")
+    assert settings.overrides == ["seed=1,2"] and settings.sweep.wait
+    assert launcher_from(launcher.public()) == launcher
+    assert overridden(launcher, ["launcher.mem_gb=9"]).mem_gb == 9
+    with pytest.raises(ConfigError, match="keeps its configuration"):
+        overridden(launcher, ["seed=3"])
