@@ -142,8 +142,8 @@ class Updater:
             names = ", ".join(group.name for group in active)
             raise ConfigError(
                 f"a loss of {names} differentiates a gradient, which sharded, compiled or batch-synchronised "
-                f"networks cannot: add its groups to {self.algorithm_name}.double_backward, then they stay replicated "
-                "and eager"
+                f"networks cannot: add its groups to {self.algorithm_name}.double_backward, to keep them "
+                "replicated and eager"
             ) from e
 
     @staticmethod

