@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtrain.config import CONFIGS, Config, ConfigError, compose, run_dir, signature, validate
+from dtrain import config as configs
+from dtrain.config import CONFIGS, Config, ConfigError, compose, run_dir, signature
+from launch.check import Checker
 
 _SHOWN = 5  # wrong points named in an error
 
@@ -43,26 +46,36 @@ def make_points(overrides: list[str], ranks: int) -> tuple[list[Point], int]:
 
     Raises ConfigError naming each point that cannot be run; then none may be submitted.
     """
-    lines = expand(overrides)
-    keys = _swept(lines)
-    composer = _Composer()
-    points: dict[str, Point] = {}
-    errors = []
-    for number, line in enumerate(lines):
-        try:
-            point = _point(composer, line, keys)
-            _check(point.config, ranks)
-            points.setdefault(point.signature, point)
-        except ConfigError as e:
-            label = " ".join(o for o in line if o.partition("=")[0] in keys) or " ".join(line)
-            errors.append(f"point {number} ({label}): {e}")
+    with Checker() as checker:
+        lines = expand(overrides)
+        keys = _swept(lines)
+        composer = _Composer()
+        errors: dict[int, str] = {}
+        points: dict[int, Point] = {}
+        for number, line in enumerate(lines):
+            try:
+                points[number] = _point(composer, line, keys)
+                points[number].config.trainer.check_world(ranks)
+            except ConfigError as e:
+                errors[number] = str(e)
+        if not errors:
+            answers = checker.errors([p.config for p in points.values()])
+            errors = {number: e for number, e in zip(points, answers, strict=True) if e}
     if errors:
-        more = f"\n… and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        raise ConfigError(
-            f"{len(errors)} of {len(lines)} points cannot be run, so nothing was submitted\n"
-            + "\n".join(errors[:_SHOWN]) + more
-        )  # fmt: skip
-    return list(points.values()), len(lines) - len(points)
+        raise ConfigError(_explain(errors, lines, keys))
+    distinct = {p.signature: p for p in reversed(points.values())}
+    return list(reversed(distinct.values())), len(lines) - len(distinct)
+
+
+def _explain(errors: dict[int, str], lines: list[list[str]], keys: list[str]) -> str:
+    """Names the first wrong points by what was swept."""
+    said = [f"{len(errors)} of {len(lines)} points cannot be run, so nothing was submitted"]
+    for number in sorted(errors)[:_SHOWN]:
+        label = " ".join(o for o in lines[number] if o.partition("=")[0] in keys) or " ".join(lines[number])
+        said.append(f"point {number} ({label}): {errors[number]}")
+    if len(errors) > _SHOWN:
+        said.append(f"… and {len(errors) - _SHOWN} more")
+    return "\n".join(said)
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -100,6 +113,24 @@ def _parse(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
 
 
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """As dtrain.config.compose, but without a signature in run.name: the point's own follows it."""
+    cfg, choices = configs._compose(list(overrides))
+    if cfg.run.name is None:
+        name = str(choices.get("experiment") or f"{choices['model']}-{choices['data']}")
+        cfg.run.name = name.replace("/", "-")
+    return cfg
+
+
+def _typed(cfg: DictConfig) -> Config:
+    """As dtrain.config.validate, but for the model's arguments: their check loads torch, see launch.check."""
+    try:
+        content = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(str(e)) from e
+    return configs._checked(Config, content, "")
+
+
 class _Composer:
     """Composes points that choose the same files only once: Hydra takes 0.1 s for it, a value takes 0.1 ms."""
 
@@ -113,13 +144,13 @@ class _Composer:
         files = tuple(o for o in line if o not in plain)
         try:
             if files not in self._bases:
-                self._bases[files] = _named(compose(list(files)))
+                self._bases[files] = _compose(files)
             cfg = copy.deepcopy(self._bases[files])
             OmegaConf.set_struct(cfg, True)
             for o in map(_parse, plain):
                 OmegaConf.update(cfg, o.key_or_group, o.value(), merge=True)
         except (ConfigError, OmegaConfBaseException):
-            return _named(compose(line))  # right after all, or an error that names the key
+            return _compose(line)  # right after all, or an error that names the key
         return cfg
 
     def _is_plain(self, override: Override) -> bool:
@@ -134,15 +165,9 @@ class _Composer:
         )
 
 
-def _named(cfg: DictConfig) -> DictConfig:
-    """run.name without the signature that `compose` may have added: the point's own follows it."""
-    cfg.run.name = str(cfg.run.name).removesuffix(f"-{signature(validate(cfg))}")
-    return cfg
-
-
 def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
     cfg = composer(line)
-    config = validate(cfg)
+    config = _typed(cfg)
     if config.run.dir is not None:
         raise ConfigError(f"run.dir={config.run.dir}: is one folder for all points; use run.root and run.name")
     own = signature(config)
@@ -158,11 +183,3 @@ def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
         value = OmegaConf.select(cfg, key.lstrip("+"), default=chosen.get(key))
         values[key] = chosen.get(key) if OmegaConf.is_config(value) else value
     return Point(values, config, OmegaConf.to_yaml(cfg, resolve=True), own)
-
-
-def _check(config: Config, ranks: int) -> None:
-    """What a run would refuse at its start. Raises ConfigError."""
-    from dtrain.build import open_data
-
-    config.trainer.check_world(ranks)
-    open_data(config)

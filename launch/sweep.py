@@ -73,9 +73,12 @@ def run(settings: Settings, argv: list[str]) -> int:
             print(f"submitted {len(todo)} points of {sweep.id}: {what}")
         else:
             print(f"submitted 0 points of {sweep.id}: {table.counts(found)}")
-    if settings.sweep.wait:
-        return int(any(s.name != "finished" for s in table.watch(sweep)))
     _follow(settings, sweep)
+    if settings.sweep.wait:
+        try:
+            return int(any(s.name != "finished" for s in table.watch(sweep)))
+        except KeyboardInterrupt:
+            print("the sweep goes on")
     return 0
 
 

@@ -12,29 +12,25 @@ from launch.points import expand, make_points
 from launch.settings import launcher_from, overridden, read_settings
 
 
-def values(shards: Path, *overrides: str, ranks: int = 1) -> list[dict[str, object]]:
-    return [p.values for p in make_points([*overrides, f"data.path={shards}"], ranks)[0]]
+def swept(key: str, *overrides: str) -> list[str]:
+    return [next(o for o in line if o.startswith(f"{key}=")).partition("=")[2] for line in expand(list(overrides))]
 
 
-def test_every_sweep_syntax_expands(shards: Path) -> None:
-    assert [v["seed"] for v in values(shards, "seed=3,1,2")] == [3, 1, 2]
-    assert [v["seed"] for v in values(shards, "seed=range(0,6,2)")] == [0, 2, 4]
-    assert [v["model.lambda_rec"] for v in values(shards, "model.lambda_rec=choice(.5,1)")] == [0.5, 1]
-    assert [v["model.hidden"] for v in values(shards, "model.latent_dims=[2]", "model.hidden=[4],[5]")] == [
-        "[4]",
-        "[5]",
-    ]
-    loaders = {line[0] for line in expand(["loader=glob(*)"])}
-    assert {"loader=resident", "loader=ffcv", "loader=dali"} <= loaders
-    product = values(shards, "seed=1,2", "model.lambda_rec=.1,.2")
-    assert [tuple(v.values()) for v in product] == [(1, 0.1), (1, 0.2), (2, 0.1), (2, 0.2)]
+def test_every_sweep_syntax_expands() -> None:
+    assert swept("seed", "seed=3,1,2") == ["3", "1", "2"]
+    assert swept("seed", "seed=range(0,6,2)") == ["0", "2", "4"]
+    assert swept("model.lambda_rec", "model.lambda_rec=choice(.5,1)") == ["0.5", "1"]
+    assert swept("model.hidden", "model.hidden=[4],[5]") == ["[4]", "[5]"]
+    assert {"resident", "ffcv", "dali"} <= set(swept("loader", "loader=glob(*)"))
+    product = expand(["seed=1,2", "model.lambda_rec=.1,.2"])
+    assert product == [[f"seed={s}", f"model.lambda_rec={r}"] for s in (1, 2) for r in (0.1, 0.2)]
 
 
 def test_the_grid_file_is_the_papers_25_pairs(shards: Path) -> None:
-    found = values(shards, "model=stackedwae", "lambda=grid")
-    assert len(found) == 25
-    assert found[0] == {"model.lambda_rec": 0.01, "model.lambda_match": 1e-4}
-    assert found[-1] == {"model.lambda_rec": 1, "model.lambda_match": 1}
+    points, _ = make_points(["model=stackedwae", "lambda=grid", f"data.path={shards}"], 1)
+    pairs = [tuple(p.values.values()) for p in points]
+    assert pairs == [(rec, match) for rec in (0.01, 0.05, 0.1, 0.5, 1) for match in (1e-4, 1e-3, 1e-2, 1e-1, 1)]
+    assert list(points[0].values) == ["model.lambda_rec", "model.lambda_match"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +65,11 @@ def test_points_that_are_the_same_run_collapse(shards: Path) -> None:
     [
         (["seed=0,-1"], "point 1 (seed=-1): seed=-1: input should be greater"),
         (["model.lamda_rec=1,2"], "did you mean 'lambda_rec'"),
-        (["model.lambda_rec=1,abc"], "point 1 (model.lambda_rec=abc)"),
+        (["model.lambda_rec=1,-1,abc"], "point 1 (model.lambda_rec=-1): model.lambda_rec=-1: input should be"),
+        (
+            ["model.hidden=[4],[4,4]", "model.latent_dims=[2]"],
+            "point 1 (model.hidden=[4,4]): model.hidden has 2 levels",
+        ),
         (["model=stackedwae,nosuch"], "point 1 (model=nosuch)"),
         (["trainer.batch_size=8,9"], "point 1 (trainer.batch_size=9)"),
         (["data.path=nowhere", "seed=1,2"], "nowhere"),
