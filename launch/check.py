@@ -1,69 +1,65 @@
-"""What only torch can tell of a configuration: whether its model can be built, and from which data.
+"""Whether a configuration's model can be built, and its data opened: what a run checks before it starts.
 
-torch takes seconds to load, so it loads in a process of its own while the sweep is still being composed.
+That takes torch, which takes seconds to load. So what was found good is remembered, for as long as neither the code,
+nor the data, nor the model's configuration changes.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import functools
+import hashlib
 from pathlib import Path
-from types import TracebackType
 
 from omegaconf import OmegaConf
 
 from dtrain.config import Config, ConfigError, validate
 
-ROOT = Path(__file__).resolve().parent.parent
+_DTRAIN = Path(__file__).resolve().parent.parent / "dtrain"
 
 
-class Checker:
-    """A process that checks configurations. Starts at once; ends with its `with` block."""
-
-    def __enter__(self) -> Checker:
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "launch.check"], env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        return self
-
-    def errors(self, configs: list[Config]) -> list[str | None]:
-        """For each configuration, why it cannot be built, or None. RuntimeError if the process itself fails."""
-        keys = [c.model_dump_json(exclude={"seed", "run", "loader", "evaluate"}) for c in configs]
-        distinct = {key: c.model_dump(mode="json") for key, c in zip(keys, configs, strict=True)}
-        answers, _ = self._process.communicate(json.dumps(list(distinct.values())))
-        if self._process.returncode:
-            raise RuntimeError(f"the check of the points ended with exit code {self._process.returncode}")
-        found = dict(zip(distinct, json.loads(answers), strict=True))
-        return [found[key] for key in keys]
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.wait()
+def build_errors(configs: list[Config], known: Path) -> list[str | None]:
+    """For each configuration, why it cannot be built, or None. known: the file of those found good before."""
+    good = set(known.read_text().split()) if known.exists() else set()
+    found: dict[str, str | None] = dict.fromkeys(good)
+    keys = [_key(c) for c in configs]
+    for key, config in zip(keys, configs, strict=True):
+        if key not in found:
+            found[key] = _build_error(config)
+    new = [key for key in dict.fromkeys(keys) if key not in good and found[key] is None]
+    if new:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        with known.open("a") as f:
+            f.write("".join(f"{key}\n" for key in new))
+    return [found[key] for key in keys]
 
 
-def _main() -> None:
+def _build_error(config: Config) -> str | None:
     import torch
 
     from dtrain.build import build_algorithm, open_data
 
-    answers: list[str | None] = []
-    for content in json.load(sys.stdin):
-        try:
-            config = validate(OmegaConf.create(content))
-            train, _ = open_data(config)
-            with torch.device("meta"):  # shapes without memory
-                build_algorithm(config, train.image_shape)
-            answers.append(None)
-        except ConfigError as e:
-            answers.append(str(e))
-    json.dump(answers, sys.stdout)
+    try:
+        validate(OmegaConf.create(config.model_dump(mode="json")))
+        train, _ = open_data(config)
+        with torch.device("meta"):  # shapes without memory
+            build_algorithm(config, train.image_shape)
+    except ConfigError as e:
+        return str(e)
+    return None
 
 
-if __name__ == "__main__":
-    _main()
+def _key(config: Config) -> str:
+    """A digest of all that the answer depends on."""
+    data = config.data
+    manifests = [data.path / split / "manifest.json" for split in (data.train, data.test)]
+    content = config.model_dump_json(exclude={"seed", "run", "loader", "evaluate"})
+    parts = [_code(), content, *(str(m.stat().st_mtime_ns) if m.exists() else "missing" for m in manifests)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(_DTRAIN.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dtrain import config as configs
 from dtrain.config import CONFIGS, Config, ConfigError, compose, run_dir, signature
-from launch.check import Checker
+from launch.check import build_errors
 
 _SHOWN = 5  # wrong points named in an error
 
@@ -41,26 +41,25 @@ class Point:
         return run_dir(self.config).absolute()
 
 
-def make_points(overrides: list[str], ranks: int) -> tuple[list[Point], int]:
+def make_points(overrides: list[str], ranks: int, known: Path) -> tuple[list[Point], int]:
     """All points of a sweep that runs on `ranks` processes each, and how many duplicates collapsed.
 
-    Raises ConfigError naming each point that cannot be run; then none may be submitted.
+    known: see `build_errors`. Raises ConfigError naming each point that cannot be run; then none may be submitted.
     """
-    with Checker() as checker:
-        lines = expand(overrides)
-        keys = _swept(lines)
-        composer = _Composer()
-        errors: dict[int, str] = {}
-        points: dict[int, Point] = {}
-        for number, line in enumerate(lines):
-            try:
-                points[number] = _point(composer, line, keys)
-                points[number].config.trainer.check_world(ranks)
-            except ConfigError as e:
-                errors[number] = str(e)
-        if not errors:
-            answers = checker.errors([p.config for p in points.values()])
-            errors = {number: e for number, e in zip(points, answers, strict=True) if e}
+    lines = expand(overrides)
+    keys = _swept(lines)
+    composer = _Composer()
+    errors: dict[int, str] = {}
+    points: dict[int, Point] = {}
+    for number, line in enumerate(lines):
+        try:
+            points[number] = _point(composer, line, keys)
+            points[number].config.trainer.check_world(ranks)
+        except ConfigError as e:
+            errors[number] = str(e)
+    if not errors:
+        answers = build_errors([p.config for p in points.values()], known)
+        errors = {number: e for number, e in zip(points, answers, strict=True) if e}
     if errors:
         raise ConfigError(_explain(errors, lines, keys))
     distinct = {p.signature: p for p in reversed(points.values())}
@@ -123,7 +122,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def _typed(cfg: DictConfig) -> Config:
-    """As dtrain.config.validate, but for the model's arguments: their check loads torch, see launch.check."""
+    """As dtrain.config.validate, but for the model's arguments: see launch.check."""
     try:
         content = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e:

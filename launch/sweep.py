@@ -50,8 +50,8 @@ def run(settings: Settings, argv: list[str]) -> int:
     """Validates all points, then submits those that need it. Returns the exit code."""
     launcher = settings.launcher
     place = where(settings.sweep.where)
-    points, collapsed = make_points(settings.overrides, launcher.ranks)
     base = sweeps_folder(settings.sweep)
+    points, collapsed = make_points(settings.overrides, launcher.ranks, base / "checked")
     name = settings.sweep.name or points[0].run.name.rpartition("-")[0]
     path = base / sweep_id(points, name)
     by_signature = {p.signature: p for p in points}

@@ -134,8 +134,9 @@ def test_the_sbatch_scripts_run_to_their_end(project: Project, cluster: Cluster,
     for script, options in SCRIPTS.items():
         cluster.run(
             "env", "DTRAIN_EXPERIMENT=quickstart", f"DTRAIN_PYTHON={sys.executable}",
-            "sbatch", "--cpus-per-task=1", f"--output={tmp_path}/{script}.log", *options, str(ROOT / "slurm" / script),
-            f"run.dir={tmp_path / script}", f"data.path={project.shards}", "trainer.max_steps=4", *tiny, *LEVELS,
+            "sbatch", "--cpus-per-task=1", f"--output={tmp_path}/{script}.log", *options,
+            str(ROOT / "slurm" / script), f"run.dir={tmp_path / script}", f"data.path={project.shards}",
+            "trainer.max_steps=4", *tiny, *LEVELS,
         )  # fmt: skip
     for script in SCRIPTS:
         status = tmp_path / script / "status.json"

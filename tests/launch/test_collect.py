@@ -22,7 +22,9 @@ from launch.store import ROOT, SweepFolder, locked, open_sweep, snapshot, sweep_
 
 def made(tmp_path: Path, shards: Path, *overrides: str) -> SweepFolder:
     """A sweep's folder without any run."""
-    points, _ = make_points([*overrides, f"data.path={shards}", f"run.root={tmp_path / 'runs'}"], 1)
+    points, _ = make_points(
+        [*overrides, f"data.path={shards}", f"run.root={tmp_path / 'runs'}"], 1, tmp_path / "checked"
+    )
     return open_sweep(tmp_path / sweep_id(points, "made"), points, [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from omegaconf import OmegaConf
 from dtrain.config import ConfigError, compose, validate
 from launch.points import expand, make_points
 from launch.settings import launcher_from, overridden, read_settings
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The memory of models that can be built."""
+    return tmp_path_factory.mktemp("known") / "checked"
 
 
 def swept(key: str, *overrides: str) -> list[str]:
@@ -26,8 +33,8 @@ def test_every_sweep_syntax_expands() -> None:
     assert product == [[f"seed={s}", f"model.lambda_rec={r}"] for s in (1, 2) for r in (0.1, 0.2)]
 
 
-def test_the_grid_file_is_the_papers_25_pairs(shards: Path) -> None:
-    points, _ = make_points(["model=stackedwae", "lambda=grid", f"data.path={shards}"], 1)
+def test_the_grid_file_is_the_papers_25_pairs(shards: Path, known: Path) -> None:
+    points, _ = make_points(["model=stackedwae", "lambda=grid", f"data.path={shards}"], 1, known)
     pairs = [tuple(p.values.values()) for p in points]
     assert pairs == [(rec, match) for rec in (0.01, 0.05, 0.1, 0.5, 1) for match in (1e-4, 1e-3, 1e-2, 1e-1, 1)]
     assert list(points[0].values) == ["model.lambda_rec", "model.lambda_match"]
@@ -43,11 +50,11 @@ def test_the_grid_file_is_the_papers_25_pairs(shards: Path) -> None:
         ["optim.default={lr:.1},{lr:.2,eps:1e-7}"],
     ],
 )
-def test_points_are_what_a_single_run_would_be(shards: Path, overrides: list[str]) -> None:
+def test_points_are_what_a_single_run_would_be(shards: Path, known: Path, overrides: list[str]) -> None:
     overrides = [*overrides, f"data.path={shards}"]
     lines = expand(overrides)
     single = {validate(compose(line)).model_copy(update={"run": None}).model_dump_json() for line in lines}
-    points = make_points(overrides, 1)[0]
+    points = make_points(overrides, 1, known)[0]
     frozen = [validate(OmegaConf.create(p.yaml)) for p in points]
     assert {c.model_copy(update={"run": None}).model_dump_json() for c in frozen} <= single
     assert all(
@@ -55,9 +62,22 @@ def test_points_are_what_a_single_run_would_be(shards: Path, overrides: list[str
     )
 
 
-def test_points_that_are_the_same_run_collapse(shards: Path) -> None:
-    points, collapsed = make_points(["seed=1,2", "loader=resident,ffcv", f"data.path={shards}"], 1)
+def test_points_that_are_the_same_run_collapse(shards: Path, known: Path) -> None:
+    points, collapsed = make_points(["seed=1,2", "loader=resident,ffcv", f"data.path={shards}"], 1, known)
     assert (len(points), collapsed) == (2, 2)
+
+
+def test_only_what_can_be_built_is_remembered(shards: Path, tmp_path: Path) -> None:
+    known = tmp_path / "checked"
+    make_points(["seed=1,2,3", f"data.path={shards}"], 1, known)
+    assert len(known.read_text().split()) == 1, "seeds share a model"
+    moved = tmp_path / "moved"
+    shutil.copytree(shards, moved)
+    make_points([f"data.path={moved}"], 1, known)
+    shutil.rmtree(moved)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="moved"):
+            make_points([f"data.path={moved}"], 1, known)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +98,10 @@ def test_points_that_are_the_same_run_collapse(shards: Path) -> None:
         (["run.name='a/b'", "seed=1,2"], "may not hold"),
     ],
 )
-def test_a_wrong_point_is_named(shards: Path, overrides: list[str], message: str) -> None:
+def test_a_wrong_point_is_named(shards: Path, known: Path, overrides: list[str], message: str) -> None:
     path = [] if any(o.startswith("data.path") for o in overrides) else [f"data.path={shards}"]
     with pytest.raises(ConfigError) as e:
-        make_points([*overrides, *path], ranks=2)
+        make_points([*overrides, *path], 2, known)
     assert message in str(e.value)
 
 
