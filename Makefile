@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # System packages, and the part of the tests that is skipped where they cannot be installed.
-APT := python3-venv g++ pkg-config libopencv-dev libturbojpeg0-dev
+APT := python3-venv python3-dev g++ pkg-config libopencv-dev libturbojpeg0-dev \
+	slurm-wlm slurmdbd munge mariadb-server shellcheck
 
-.PHONY: help train test lint format golden setup setup-test system clean
+.PHONY: help train test lint format golden cluster-up cluster-down setup setup-test system clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -15,8 +16,11 @@ train: setup shards/digits ## train the 5-level StackedWAE on the embedded digit
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
 	@echo "Look at runs/quickstart/images/ and runs/quickstart/metrics.jsonl"
 
-test: setup-test lint shards/digits ## set up everything, then lint and test
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST)
+test: setup-test lint golden shards/digits ## set up everything, then lint and test
+	$(BIN)/python -m pytest --cov --cov-report=term --ignore tests/golden $(PYTEST)
+
+golden: setup-test ## check that the golden curves still come out
+	$(BIN)/python -m pytest --quiet tests/golden
 
 lint: setup-test ## style and types
 	$(BIN)/ruff check .
@@ -26,6 +30,12 @@ lint: setup-test ## style and types
 format: setup-test ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+cluster-up: setup-test ## start a real SLURM on this machine, to try the launcher without a cluster
+	slurm/devcluster/up
+
+cluster-down: ## stop it
+	slurm/devcluster/down
 
 shards/%: | setup
 	$(BIN)/python -m data_prep $*

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -114,7 +115,9 @@ def start(device: str = "auto", timeout: float = 600.0) -> World:
         _slurm_address()
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(local_rank)}
     wait = timedelta(seconds=timeout)
-    store, _, _ = next(dist.rendezvous("env://", timeout=wait))
+    shared, _, _ = next(dist.rendezvous("env://", timeout=wait))
+    # torchrun's store outlives its workers: a restarted job must not meet the addresses of the dead one.
+    store = dist.PrefixStore(f"dtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo",
         store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=wait,
@@ -196,9 +199,11 @@ def distribute(
                 fully_shard(net, mesh=mesh, reshard_after_forward=True)
             else:
                 devices = [world.device.index] if world.device.type == "cuda" else None
-                net = DistributedDataParallel(
-                    net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-                )
+                with warnings.catch_warnings():  # torch 2.15 renames broadcast_buffers, which 2.11 needs
+                    warnings.simplefilter("ignore", FutureWarning)
+                    net = DistributedDataParallel(
+                        net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                    )
             algorithm.set_submodule(path, net)
 
 

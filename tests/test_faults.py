@@ -140,7 +140,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(tmp_path: Path, shards: P
 
 
 def test_torchrun_restarts_a_killed_rank_from_the_last_checkpoint(tmp_path: Path, shards: Path) -> None:
-    file = freeze(tmp_path / "run", shards, "trainer.max_steps=400", "trainer.checkpoint.every=20")
+    file = freeze(tmp_path / "run", shards, "trainer.max_steps=120", "trainer.checkpoint.every=20")
     arguments = command("--config", file, world=2)
     arguments.insert(arguments.index("--standalone"), "--max-restarts=2")
     with (tmp_path / "log").open("ab") as out:
@@ -150,7 +150,7 @@ def test_torchrun_restarts_a_killed_rank_from_the_last_checkpoint(tmp_path: Path
     assert process.wait(120) == 0, (tmp_path / "log").read_text()
     starts = metrics(tmp_path / "run", "start")
     assert [s["restart"] for s in starts] == [False, True]
-    undisturbed = freeze(tmp_path / "whole", shards, "trainer.max_steps=400", "trainer.checkpoint.every=20")
+    undisturbed = freeze(tmp_path / "whole", shards, "trainer.max_steps=120", "trainer.checkpoint.every=20")
     for code in launch(2, execute, undisturbed):
         assert code == 0
     assert difference(final_weights(tmp_path / "run"), final_weights(tmp_path / "whole")) == 0
