@@ -32,10 +32,10 @@ format: setup-test ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 cluster-up: setup-test ## start a real SLURM on this machine, to try the launcher without a cluster
-	slurm/devcluster/up
+	slurm/devcluster/cluster.sh up
 
 cluster-down: ## stop it
-	slurm/devcluster/down
+	slurm/devcluster/cluster.sh down
 
 shards/%: | setup
 	$(BIN)/python -m data_prep $*
@@ -53,7 +53,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 
 # FFCV is built from source and needs the system packages; DALI needs no GPU to run on the CPU.
 $(VENV)/.installed-test: pyproject.toml | system $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[dev,dali]'
+	$(BIN)/pip install --quiet --editable '.[dev,dali,embed]'
 	$(BIN)/pip install --quiet --editable '.[ffcv]' || echo "FFCV did not build: its tests will be skipped"
 	@touch $@
 
