@@ -20,7 +20,7 @@ from dtrain.state import model_state
 from dtrain.update import Updater
 
 MODELS = sorted(p.stem for p in (configs.CONFIGS / "model").glob("*.yaml"))
-IMAGE = {"stackedwae": (1, 28, 28)}
+IMAGE = {"stackedwae": (1, 28, 28), "stackedwae_svhn": (3, 32, 32), "stackedwae_celeba": (3, 64, 64)}
 
 
 def built(name: str) -> tuple[Config, Algorithm, Updater]:
@@ -97,6 +97,38 @@ def test_state_round_trips_exactly(name: str, tmp_path: Path) -> None:
     for key, tensor in model_state(other).items():
         tensor.copy_(stored[key])
     assert all(torch.equal(v, stored[k]) for k, v in model_state(other).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("stackedwae_svhn", [(2, 16), (1, 16), (2, 8), (1, 8), (2, 4), (1, 4)]),
+        (
+            "stackedwae_celeba",
+            [(8, 32), (6, 32), (4, 32), (8, 16), (6, 16), (4, 16), (8, 8), (6, 8), (4, 8), (8, 4)],
+        ),
+    ],
+)
+def test_convolutional_levels_have_the_shapes_of_figure_10(name: str, shapes: list[tuple[int, int]]) -> None:
+    _, algorithm, _ = built(name)
+    algorithm.eval()
+    x = torch.zeros(1, *IMAGE[name])
+    assert algorithm.levels == len(shapes)
+    for level, (features, side) in enumerate(shapes, start=1):
+        assert algorithm.encode(x, level).shape == (1, features, side, side)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.table.1.latent=[1,8,8]", r"model\.table\.1\.latent.*16 x 16"),
+        ("model.table.0.kernel=4", "odd kernel"),
+    ],
+)
+def test_a_wrong_table_is_refused(override: str, message: str) -> None:
+    config = configs.validate(configs.compose(["model=stackedwae_svhn", override]))
+    with pytest.raises(configs.ConfigError, match=message):
+        build_algorithm(config, (3, 32, 32))
 
 
 def test_the_paper_model_has_the_papers_sizes() -> None:

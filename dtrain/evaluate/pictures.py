@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 Pixels = npt.NDArray[np.float32]
+CHUNK = 128  # images encoded at a time
 
 
 def draw(
@@ -123,7 +124,7 @@ def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None) -> plt.Figu
     colours = None if labels is None else labels.cpu().numpy()
     figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
     for level, ax in enumerate(axes[0], start=1):
-        z = algorithm.encode(x, level).flatten(1)
+        z = torch.cat([algorithm.encode(part, level).flatten(1) for part in x.split(CHUNK)])
         dims = z.shape[1]
         points = _principal(z.double().cpu()).numpy() if dims > 2 else z.cpu().numpy()
         dots = ax.scatter(points[:, 0], points[:, -1], c=colours, s=4, cmap="tab10", vmin=-0.5, vmax=9.5)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from dtrain.data.batch import Batch
 from dtrain.losses.gaussian import expected_squared_cost, log_variance_penalty, squared_cost
 from dtrain.losses.mmd import imq_mmd
 from dtrain.models.base import Algorithm, Terms, Update
 from dtrain.nets.mlp import GaussianMLP, ImageMLP
+from dtrain.nets.resnet import GaussianResNet, ImageResNet, double, halve, same
 from dtrain.noise import Noise
 
 Dimension = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Schedule = Literal["mnist", "svhn", "celeba"]
+
+
+class Level(TypedDict):
+    """One row of the paper's Figure 10. latent: (features, side, side); resample: whether the side halves."""
+
+    kernel: Dimension
+    filters: Dimension
+    resample: bool
+    latent: tuple[Dimension, Dimension, Dimension]
 
 
 def level_weights(schedule: Schedule, lambda_rec: float, dims: list[int]) -> list[float]:
@@ -69,17 +80,34 @@ class StackedWAE(Algorithm):
         super().__init__()
         if len(hidden) != len(latent_dims):
             raise ValueError(f"model.hidden has {len(hidden)} levels, model.latent_dims has {len(latent_dims)}")
-        self.levels, self.latent_dims = len(latent_dims), latent_dims
-        self.lambda_match, self.prior_scale = lambda_match, prior_scale
-        self.weights = level_weights(weights, lambda_rec, latent_dims)
-        self.variance_weights = variance_weights(lambda_sigma, lambda_sigma_decay, self.levels)
         below = [math.prod(image_shape), *latent_dims]
-        self.encoders = nn.ModuleList(GaussianMLP(below[i], hidden[i], below[i + 1]) for i in range(self.levels))
-        self.decoders = nn.ModuleList(
-            GaussianMLP(below[i + 1], hidden[i], below[i]) if i else ImageMLP(below[1], hidden[0], image_shape)
-            for i in range(self.levels)
-        )
+        encoders = [GaussianMLP(below[i], h, below[i + 1]) for i, h in enumerate(hidden)]
+        decoders = [GaussianMLP(below[i + 1], h, below[i]) for i, h in enumerate(hidden) if i]
+        bottom = ImageMLP(below[1], hidden[0], image_shape)
+        self._stack(encoders, [bottom, *decoders], [(d,) for d in latent_dims])
+        self._weigh(lambda_rec, lambda_match, weights, prior_scale, lambda_sigma, lambda_sigma_decay)
+
+    def _stack(
+        self, encoders: Sequence[nn.Module], decoders: Sequence[nn.Module], shapes: list[tuple[int, ...]]
+    ) -> None:
+        """The networks of every level, bottom up, and the shapes of z_1 .. z_N."""
+        self.encoders, self.decoders, self.latent_shapes = nn.ModuleList(encoders), nn.ModuleList(decoders), shapes
+        self.levels = len(shapes)
         self.groups = {f"level{i + 1}": (f"encoders.{i}", f"decoders.{i}") for i in range(self.levels)}
+
+    def _weigh(
+        self,
+        lambda_rec: float,
+        lambda_match: float,
+        weights: Schedule,
+        prior_scale: float,
+        lambda_sigma: float,
+        lambda_sigma_decay: float,
+    ) -> None:
+        """The weights of the objective's terms."""
+        self.lambda_match, self.prior_scale = lambda_match, prior_scale
+        self.weights = level_weights(weights, lambda_rec, [math.prod(s) for s in self.latent_shapes])
+        self.variance_weights = variance_weights(lambda_sigma, lambda_sigma_decay, self.levels)
 
     def step(self, batches: Iterator[Batch], update: Update) -> None:
         update(tuple(self.groups), self.objective, next(batches))
@@ -121,8 +149,57 @@ class StackedWAE(Algorithm):
 
     def sample(self, noise: Noise) -> Tensor:
         """z_N from the prior, then z_{i-1} ~ p(z_{i-1} | z_i) down the chain (Eq. 1)."""
-        z = self.prior_scale * noise.normal("prior", self.latent_dims[-1])
+        z = self.prior_scale * noise.normal("prior", *self.latent_shapes[-1])
         for i in range(self.levels - 1, 0, -1):
             mean, variance = self.decoders[i](z)
             z = draw(mean, variance, noise, f"decode{i}")
         return self.decoders[0](z)
+
+
+class ConvStackedWAE(StackedWAE):
+    """StackedWAE with residual networks, on images in [-1, 1] (SVHN with 6 levels, CelebA with 10)."""
+
+    value_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        table: Annotated[list[Level], Field(min_length=1)],
+        lambda_rec: Weight,
+        lambda_match: Weight,
+        weights: Schedule,
+        prior_scale: Annotated[float, Field(gt=0)] = 1.0,
+        lambda_sigma: Weight = 0.0,
+        lambda_sigma_decay: float = 0.0,
+    ) -> None:
+        Algorithm.__init__(self)
+        shapes = check_table(image_shape, table)
+        encoders: list[nn.Module] = []
+        decoders: list[nn.Module] = []
+        for i, level in enumerate(table):
+            kernel, filters = level["kernel"], level["filters"]
+            below, above = ([image_shape, *shapes][j][0] for j in (i, i + 1))
+            down, up = (halve, double) if level["resample"] else (same, same)
+            encoders.append(GaussianResNet(below, filters, above, kernel, down, nn.LeakyReLU(0.2)))
+            if i:
+                decoders.append(GaussianResNet(above, filters, below, kernel, up, nn.ReLU()))
+            else:
+                decoders.append(ImageResNet(above, filters, below, kernel, up))
+        self._stack(encoders, decoders, shapes)
+        self._weigh(lambda_rec, lambda_match, weights, prior_scale, lambda_sigma, lambda_sigma_decay)
+
+
+def check_table(image_shape: tuple[int, int, int], table: list[Level]) -> list[tuple[int, ...]]:
+    """The latent shapes of the table. ValueError where a level's side is not what its resampling gives."""
+    shapes: list[tuple[int, ...]] = []
+    side = image_shape[1:]
+    for i, level in enumerate(table):
+        if level["resample"] and (side[0] % 2 or side[1] % 2):
+            raise ValueError(f"model.table.{i}: a side of {side[0]} x {side[1]} cannot be halved")
+        side = (side[0] // 2, side[1] // 2) if level["resample"] else side
+        shape = tuple(level["latent"])
+        if shape[1:] != side:
+            raise ValueError(f"model.table.{i}.latent={list(shape)}: the side at this level is {side[0]} x {side[1]}")
+        shapes.append(shape)
+    return shapes
