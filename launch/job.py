@@ -18,7 +18,8 @@ from launch.requeue import GRACE, Attempt, back_into_queue, outcome, say
 from launch.settings import launcher_from
 from launch.store import Submission, SweepFolder, locked, read_json
 
-KILLS = 3  # in a row without a new step: then it is no accident
+# How many ends in a row without a new step are no accident: a program that dies, a limit shorter than the start.
+STUCK = {"killed": 3, "stopped": 10}
 ORPHAN = 300.0  # seconds to wait for processes that a dead node's daemon left behind
 
 
@@ -90,8 +91,8 @@ def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
     if how not in ("stopped", "killed") or submission.cancelled(index).exists():
         return False
     ends = [e for e in submission.events(index) if e["event"] == "end"]
-    if how == "killed" and _stuck(ends):
-        say(f"killed {KILLS} times at step {ends[-1]['step']}: given up; see the log above, and memory limits")
+    if _stuck(ends):
+        say(f"{how} again and again at step {ends[-1]['step']}: given up; see the log above, memory and time limits")
         return False
     limit = launcher_from(submission.launcher).max_num_timeout
     if submission.where == "slurm":
@@ -102,8 +103,9 @@ def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
 
 
 def _stuck(ends: list[dict[str, Any]]) -> bool:
-    last = ends[-KILLS:]
-    return len(last) == KILLS and all(e["how"] == "killed" and e["step"] == last[0]["step"] for e in last)
+    how, step = ends[-1]["how"], ends[-1]["step"]
+    last = ends[-STUCK[how] :]
+    return len(last) == STUCK[how] and all((e["how"], e["step"]) == (how, step) for e in last)
 
 
 if __name__ == "__main__":

@@ -111,9 +111,9 @@ class Scheduler:
 def cancel(submission: Submission, indices: list[int]) -> None:
     """Stops points after they have saved. Their cancelled marks, set before, keep waiting ones from starting."""
     for index in indices:
-        events = submission.events(index)
-        if events and events[-1]["event"] == "start":
-            os.kill(int(events[-1]["job"].removeprefix("pid ")), signal.SIGTERM)
+        last = submission.last(index)
+        if last.get("event") == "start":
+            os.kill(int(last["job"].removeprefix("pid ")), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Point:
     @property
     def run(self) -> Path:
         """The run's folder, absolute."""
-        return run_dir(self.config).absolute()
+        return run_dir(self.config)
 
 
 def make_points(overrides: list[str], ranks: int, known: Path) -> tuple[list[Point], int]:
@@ -175,7 +175,9 @@ def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
         raise ConfigError(
             f"run.name={config.run.name!r}: is part of a folder's name; it may not hold / or control codes"
         )
-    config = config.model_copy(update={"run": config.run.model_copy(update={"name": cfg.run.name})})
+    # Whatever folder a later command, or the job, is started in.
+    cfg.run.root, cfg.data.path = str(config.run.root.absolute()), str(config.data.path.absolute())
+    config = _typed(cfg)
     chosen = dict(o.partition("=")[::2] for o in line)
     values = {}
     for key in keys:

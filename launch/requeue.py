@@ -66,7 +66,8 @@ def outcome(code: int, status: dict[str, Any]) -> str:
     """finished, stopped (on request), killed (by a signal, or a rank lost its peers), or failed (by itself)."""
     if code == 0:
         return "finished"
-    if code == STOPPED:
+    # A request that comes before the run listens to it ends the process.
+    if code in (STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGUSR2):
         return "stopped"
     lost = status.get("state") == "failed" and str(status.get("error")).startswith("RanksMissing")
     return "killed" if code > 128 or lost else "failed"

@@ -82,7 +82,7 @@ class _Live:
 
     def queued(self, owner: Owner) -> tuple[str, str] | None:
         """(SLURM's state, its reason) of a point that waits or runs; None if it does neither."""
-        last = (owner.submission.events(owner.index) or [{}])[-1].get("event")
+        last = owner.submission.last(owner.index).get("event")
         if owner.submission.where == "local":
             ended = last == "end" or (owner.submission.cancelled(owner.index).exists() and last is None)
             if not self._alive[owner.submission.path] or ended:
@@ -121,8 +121,7 @@ def _ended(owner: Owner, own: str | None, live: _Live) -> str:
     """What became of a point that is neither finished nor in a queue."""
     if owner.submission.cancelled(owner.index).exists():
         return "cancelled"
-    last = ([e for e in owner.submission.events(owner.index) if e["event"] in ("start", "end")] or [{}])[-1]
-    if last.get("how") in ("failed", "killed"):
+    if owner.submission.last(owner.index).get("how") in ("failed", "killed"):
         return "failed"
     account = live.account(owner)
     if account == "CANCELLED":

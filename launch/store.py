@@ -72,6 +72,10 @@ class Submission:
         """What happened to the point so far, oldest first."""
         return read_lines(self.path / "points" / f"{index}.events")
 
+    def last(self, index: int) -> dict[str, Any]:
+        """The latest start or end of the point; {} before the first start."""
+        return next((e for e in reversed(self.events(index)) if e["event"] in ("start", "end")), {})
+
     def add_event(self, index: int, event: str, **facts: Any) -> None:
         """Appends one event of a point."""
         line = {"event": event, "time": time.time(), "host": platform.node(), **facts}

@@ -18,41 +18,14 @@ PORT=${DTRAIN_CLUSTER_PORT:-27010}
 HOST=$(uname -n)
 SHORT=${HOST%%.*}
 NODES=(dtrain1 dtrain2)
-MARK="# dtrain cluster in $STATE"
 SYSTEM_CONF=/etc/slurm/slurm.conf
 MUNGE_SOCKET=$STATE/munge/socket
 DB_SOCKET=$STATE/mariadb/socket
 export PATH=$PATH:/usr/sbin:/sbin
 export SLURM_CONF=$STATE/slurm.conf
 
-say() { printf 'cluster: %s\n' "$*"; }
-die() {
-    printf 'cluster: %s\n' "$*" >&2
-    exit 1
-}
-
-# A pid file counts only while that process still runs that program: pids are reused after a reboot.
-alive() { # program pid-file
-    local pid
-    pid=$(cat "$2" 2>/dev/null) && [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ]
-}
-
-# Runs a program with a clean environment, detached from this shell's output, which a caller may be piping.
-daemon() { # log-file command...
-    local log=$1
-    shift
-    (cd / && env -i PATH="$PATH" SLURM_CONF="$SLURM_CONF" MYSQL_UNIX_PORT="$DB_SOCKET" LC_ALL=C \
-        setsid "$@" </dev/null >>"$log" 2>&1)
-}
-
-wait_for() { # seconds what command...
-    local end=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$end" ] || die "$what does not answer; see the logs in $STATE"
-        sleep 0.2
-    done
-}
+# shellcheck source=slurm/devcluster/common.sh
+. "$HERE/common.sh"
 
 require() {
     [ "$(id -u)" = 0 ] || die "needs root: slurmd starts jobs as their users and node names go into /etc/hosts"
@@ -63,28 +36,6 @@ require() {
     done
     # Unix socket paths are limited to 107 bytes.
     [ ${#DB_SOCKET} -lt 100 ] || die "DTRAIN_CLUSTER=$STATE is too long a path for a socket: choose a shorter one"
-}
-
-address_of() { getent ahostsv4 "$1" | awk '{ print $1; exit }'; }
-
-# /etc/hosts is rewritten in place, since it is a bind mount in containers.
-forget_names() {
-    local rest
-    if grep -qF "$MARK" /etc/hosts; then
-        rest=$(grep -vF "$MARK" /etc/hosts || true)
-        printf '%s\n' "$rest" >/etc/hosts
-    fi
-}
-
-# Daemons and ranks find each other by name: the node names, and this host's name, must mean loopback.
-publish_names() {
-    local names="${NODES[*]}" rest
-    forget_names
-    case $(address_of "$HOST") in 127.*) ;; *) names="$names $HOST $SHORT" ;; esac
-    rest=$(cat /etc/hosts)
-    printf '%s\n%s\n' "$(for name in $names; do printf '127.0.0.1 %s %s\n' "$name" "$MARK"; done)" "$rest" >/etc/hosts
-    ADDRESS=$(address_of "$HOST")
-    case $ADDRESS in 127.*) ;; *) die "this host's name, $HOST, means '$ADDRESS', not a loopback address" ;; esac
 }
 
 fill() { # template target
@@ -173,17 +124,6 @@ nodes_ready() {
     [ "$ready" = ${#NODES[@]} ]
 }
 
-# Fails if one of the cluster's ports listens on an address outside 127.0.0.0/8 (in /proc: last byte 7F).
-loopback_only() {
-    local offset hex
-    for offset in 0 1 2 3; do
-        hex=$(printf '%04X' $((PORT + offset)))
-        awk -v port="$hex" '$4 == "0A" && $2 ~ (":" port "$") && $2 !~ /^......7F:/ { bad = 1 } END { exit bad }' \
-            /proc/net/tcp || return 1
-        if [ -r /proc/net/tcp6 ] && awk '$4 == "0A" { print $2 }' /proc/net/tcp6 | grep -q ":$hex$"; then return 1; fi
-    done
-}
-
 check() { # what command...
     local what=$1
     shift
@@ -206,19 +146,11 @@ health() {
     return "$bad"
 }
 
-port_holders() {
-    local offset hex
-    for offset in 0 1 2 3; do
-        hex=$(printf '%04X' $((PORT + offset)))
-        if awk '$4 == "0A" { print $2 }' /proc/net/tcp | grep -q ":$hex$"; then
-            die "port $((PORT + offset)) is taken by another program: set DTRAIN_CLUSTER_PORT to four free ports"
-        fi
-    done
-}
-
 up() {
     require
-    alive slurmctld "$STATE/slurmctld.pid" || alive slurmdbd "$STATE/slurmdbd.pid" || port_holders
+    if ! alive slurmctld "$STATE/slurmctld.pid" && ! alive slurmdbd "$STATE/slurmdbd.pid" && [ -n "$(listeners)" ]; then
+        die "another program listens on one of the ports $PORT to $((PORT + 3)): set DTRAIN_CLUSTER_PORT to four free ones"
+    fi
     publish_names
     configure
     start_munge
@@ -230,20 +162,6 @@ up() {
     say "ready. In a shell: export SLURM_CONF=$SLURM_CONF"
 }
 
-stop() { # program pid-file
-    if alive "$1" "$2"; then
-        local pid
-        pid=$(cat "$2")
-        kill "$pid"
-        for _ in $(seq 100); do
-            alive "$1" "$2" || break
-            sleep 0.1
-        done
-        if alive "$1" "$2"; then kill -KILL "$pid"; fi
-    fi
-    rm -f "$2"
-}
-
 no_jobs() { [ -z "$(squeue --noheader --format=%A)" ]; }
 
 # Steps outlive their slurmd: end those that were started with this cluster's configuration.
@@ -252,7 +170,7 @@ stop_steps() {
     for environ in /proc/[0-9]*/environ; do
         pid=${environ#/proc/} pid=${pid%/environ}
         if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = slurmstepd ] &&
-            tr '\0' '\n' <"$environ" 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
+            { tr '\0' '\n' <"$environ"; } 2>/dev/null | grep -qxF "SLURM_CONF=$SLURM_CONF"; then
             kill -KILL "$pid" 2>/dev/null || true
         fi
     done

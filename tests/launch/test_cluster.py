@@ -69,10 +69,11 @@ def test_the_same_command_submits_only_what_is_missing(grid: SweepFolder, projec
 
 
 def test_an_impossible_point_stops_the_whole_sweep(project: Project, cluster: Cluster) -> None:
-    before = cluster.run("squeue", "--noheader")
+    jobs = ("sacct", "--noheader", "--allocations", "--format=JobID")
+    before = cluster.run(*jobs)
     said = project("sweep.py", "-m", "trainer.batch_size=32,30", "run.root=bad", "launcher.nodes=4", check=2)
     assert "point 1 (trainer.batch_size=30)" in said and "nothing was submitted" in said
-    assert cluster.run("squeue", "--noheader") == before and not (project.path / "bad").exists()
+    assert cluster.run(*jobs) == before and not (project.path / "bad").exists()
 
 
 def test_two_commands_at_once_submit_a_point_once(project: Project) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,14 @@ def test_four_points_run_two_at_a_time(project: Project) -> None:
     assert "submitted 0 points" in project("sweep.py", "-m", "seed=range(0,4)", "trainer.max_steps=3")
 
 
-def test_a_killed_rank_restarts_and_cancel_saves(project: Project) -> None:
+def test_a_point_runs_once_restarts_after_a_kill_and_saves_when_cancelled(project: Project) -> None:
     options = ("seed=0,1", "trainer.max_steps=5000", "trainer.checkpoint.every=20", "launcher.tasks_per_node=2")
     sweep = SweepFolder.open(project.path / "sweeps" / project.sweep(*options, "sweep.parallel=1"))
     run, config = sweep.points[0].run, str(sweep.submissions()[0].config(0))
     until(lambda: list(run.glob("checkpoints/step-*/COMMITTED")), 60, sweep.log(0).read_text)
+    second = [sys.executable, "-m", "launch.job", str(sweep.submissions()[0].path), "0"]
+    refused = subprocess.run(second, cwd=project.path, capture_output=True, text=True, check=True)
+    assert "is being run by job pid" in refused.stdout
     victim = next(p for p in tasks(RANK="1") if config in Path(f"/proc/{p}/cmdline").read_text())
     os.kill(victim, signal.SIGKILL)
     until(lambda: read_json(run / "status.json").get("state") == "failed", 60, sweep.log(0).read_text)
