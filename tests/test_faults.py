@@ -44,8 +44,9 @@ def test_nan_on_one_rank_is_raised_on_all_with_update_term_and_step(tmp_path: Pa
     assert NAMED in status(tmp_path / "run")["error"]
 
 
-def test_skipping_leaves_out_the_bad_step_and_nothing_else(tmp_path: Path, shards: Path) -> None:
-    file = poisoned(tmp_path / "run", shards, "skip", [200])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_skipping_leaves_out_the_bad_step_and_nothing_else(tmp_path: Path, shards: Path, strategy: str) -> None:
+    file = poisoned(tmp_path / "run", shards, "skip", [200], f"trainer.strategy={strategy}")
     assert launch(2, attempt, file) == [(0, ""), (0, "")]
     (event,) = metrics(tmp_path / "run", "skipped")
     assert NAMED in event["message"]
