@@ -128,9 +128,10 @@ def _map_images(path: Path, manifest: dict[str, Any]) -> npt.NDArray[np.uint8]:
     except (ValueError, SyntaxError, EOFError) as e:
         raise ShardError(f"{file} is damaged ({e}): {AGAIN}") from e
     wanted = (manifest["count"], *manifest["image_shape"])
-    if images.shape != wanted or images.dtype != np.uint8 or not images.flags.c_contiguous:
+    at_end = isinstance(images, np.memmap) and images.offset + images.nbytes == file.stat().st_size
+    if images.shape != wanted or images.dtype != np.uint8 or not images.flags.c_contiguous or not at_end:
         raise ShardError(
-            f"{file} is damaged: it holds {images.dtype} {images.shape}, the manifest says {wanted}: {AGAIN}"
+            f"{file} has a damaged header: it says {images.dtype} {images.shape}, the manifest {wanted}: {AGAIN}"
         )
     return images
 
