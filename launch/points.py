@@ -90,6 +90,8 @@ def expand(overrides: list[str]) -> list[list[str]]:
             (lines,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except OverrideParseException as e:
         raise ConfigError(str(e).splitlines()[0]) from e
+    except ValueError as e:  # Hydra's own, of lambda=null: leave the key out instead
+        raise ConfigError(f"{' '.join(overrides)}: {e}") from e
     except HydraException as e:
         compose([o for o in overrides if not _parse(o).is_sweep_override()])  # says more about a wrong key
         raise ConfigError(str(e)) from e

@@ -43,7 +43,7 @@ def test_the_grid_file_is_the_papers_25_pairs(shards: Path, known: Path) -> None
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["lambda=grid", "seed=4"],
+        ["model.lambda_rec=.1,.2", "seed=4"],
         ["experiment=quickstart", "trainer.max_steps=5,6"],
         ["loader=resident,ffcv", "trainer.batch_size=64"],
         ["optim.groups.level1.lr=.1,.2"],
@@ -94,6 +94,7 @@ def test_only_what_can_be_built_is_remembered(shards: Path, tmp_path: Path) -> N
         (["trainer.batch_size=8,9"], "point 1 (trainer.batch_size=9)"),
         (["data.path=nowhere", "seed=1,2"], "nowhere"),
         (["seed=1,,2"], "seed=1,,2"),
+        (["lambda=null", "seed=1,2"], "lambda=null"),
         (["run.dir=here", "seed=1,2"], "one folder for all points"),
         (["run.name='a/b'", "seed=1,2"], "may not hold"),
     ],
