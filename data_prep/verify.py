@@ -29,7 +29,7 @@ def damaged_samples(split: Path) -> list[int]:
     try:
         images = np.load(split / "images.npy", mmap_mode="r")
         checksums = np.load(split / "checksums.npy")
-    except (OSError, ValueError, SyntaxError, EOFError):
+    except Exception:  # a damaged header raises almost anything; the hashes have found it already
         return []
     if images.dtype != np.uint8 or len(images) != len(checksums):
         return []
