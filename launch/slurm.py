@@ -48,7 +48,8 @@ class ArrayExecutor(SlurmExecutor):
             return str(self._submit_command(command).job_id)
         except (FailedJobError, FailedSubmissionError) as e:
             lines = [line.strip() for line in str(e).splitlines() if "sbatch:" in line]
-            raise ConfigError("sbatch refused the sweep: " + ("\n  ".join(lines) or str(e))) from e
+            said = "\n  ".join(lines) or str(e)
+            raise ConfigError(f"sbatch refused: {said}\n  sweep.where=local runs the points on this machine") from e
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         names = [n for n in os.environ if n.startswith(_INHERITED) or n in _RANK]
