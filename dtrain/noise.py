@@ -7,7 +7,6 @@ for any number of processes, any micro-batching, and after any restart.
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +29,12 @@ def _mix_int(h: int) -> int:
     return h ^ (h >> 16)
 
 
-@torch.compiler.assume_constant_result  # a compiled loss keeps it as a number
 def _site(name: str) -> int:
-    return zlib.crc32(name.encode())
+    """FNV-1a. In plain Python, so that torch.compile folds it into a number; zlib.crc32 would break the graph."""
+    h = 0x811C9DC5
+    for letter in name:
+        h = ((h ^ ord(letter)) * 0x01000193) & _MASK
+    return h
 
 
 def site_key(seed: int, site: str) -> int:
