@@ -75,7 +75,7 @@ class OptimConfig(_Section):
     def of(self, group: str) -> OptimizerConfig:
         """The settings of one parameter group: the default with the group's own on top."""
         merged = self.default.model_dump() | self.groups.get(group, {})
-        return _checked(OptimizerConfig, merged, f"optim.groups.{group}")
+        return checked(OptimizerConfig, merged, f"optim.groups.{group}")
 
 
 class CheckpointConfig(_Section):
@@ -164,7 +164,7 @@ def run_dir(config: Config) -> Path:
 
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that the overrides describe, with run.name filled in. Raises ConfigError."""
-    cfg, choices = _compose(overrides)
+    cfg, choices = compose_with_choices(overrides)
     if cfg.run.name is None:
         cfg.run.name = _name(cfg, choices)
     return cfg
@@ -178,11 +178,12 @@ def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
         name = f"{choices['model']}-{choices['data']}"
         plain = [f"model={choices['model']}", f"data={choices['data']}"]
     own = signature(validate(cfg))
-    same = own == signature(validate(_compose(plain)[0]))
+    same = own == signature(validate(compose_with_choices(plain)[0]))
     return name.replace("/", "-") if same else f"{name.replace('/', '-')}-{own}"
 
 
-def _compose(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+def compose_with_choices(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """The configuration without a filled-in name, and the choice of every group. Raises ConfigError."""
     # Group names in optim.groups are the model's, so any key may be added there.
     opened = [f"++{o}" if o.startswith("optim.groups.") else o for o in overrides]
     try:
@@ -216,7 +217,7 @@ def _explain(error: Exception, overrides: list[str]) -> str:
 
 def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
     try:
-        node: Any = _compose(chosen)[0]
+        node: Any = compose_with_choices(chosen)[0]
     except ConfigError:
         return None  # a wrong group choice: Hydra's own message lists the choices
     for depth, part in enumerate(key.split(".")):
@@ -248,7 +249,7 @@ def validate(cfg: DictConfig) -> Config:
         content = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e:
         raise ConfigError(str(e)) from e
-    config = _checked(Config, content, "")
+    config = checked(Config, content, "")
     for group in config.optim.groups:
         config.optim.of(group)
     target, arguments = model_target(config)
@@ -275,10 +276,11 @@ def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: 
         if p.kind is p.KEYWORD_ONLY
     }
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    _checked(create_model("Arguments", __config__=config, **fields), given, where)
+    checked(create_model("Arguments", __config__=config, **fields), given, where)
 
 
-def _checked(model: type[M], content: Any, where: str) -> M:
+def checked(model: type[M], content: Any, where: str) -> M:
+    """The content as a model. Raises ConfigError naming every wrong key under `where`."""
     try:
         return model.model_validate(content)
     except ValidationError as e:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 from dtrain import config as configs
 from dtrain.build import build_algorithm, build_loaders, open_data
 from dtrain.config import Config, ConfigError
-from dtrain.distributed import World, environment, start, stop
+from dtrain.distributed import RanksMissing, World, environment, start, stop
 from dtrain.log import append_line
 from dtrain.trainer import Trainer
 
+LOST = 76  # EX_PROTOCOL: another rank is gone; the same command continues
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "dtrain")
 
 
@@ -45,6 +47,9 @@ def run(config: Config, yaml: str) -> int:
             _open_folder(folder, yaml, world)
         world.barrier()
         return trainer.fit()
+    except RanksMissing as e:
+        print(f"dtrain: rank {rank}: {e}", file=sys.stderr)
+        return LOST
     finally:
         if not world.broken:  # leaving a broken group can hang as long as the broken collective did
             stop()
@@ -104,15 +109,13 @@ def _open_folder(folder: Path, yaml: str, world: World) -> None:
 
 def _environment(world: World) -> dict[str, Any]:
     root = Path(__file__).resolve().parent
-    revision = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    revision = None
+    if shutil.which("git"):
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        revision = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None
     cuda = world.device.type == "cuda"
     return {
-        "git": revision or None,
+        "git": revision,
         "command": sys.argv,
         "python": platform.python_version(),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},

@@ -116,7 +116,7 @@ def _parse(override: str) -> Override:
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
     """As dtrain.config.compose, but without a signature in run.name: the point's own follows it."""
-    cfg, choices = configs._compose(list(overrides))
+    cfg, choices = configs.compose_with_choices(list(overrides))
     if cfg.run.name is None:
         name = str(choices.get("experiment") or f"{choices['model']}-{choices['data']}")
         cfg.run.name = name.replace("/", "-")
@@ -129,7 +129,7 @@ def _typed(cfg: DictConfig) -> Config:
         content = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e:
         raise ConfigError(str(e)) from e
-    return configs._checked(Config, content, "")
+    return configs.checked(Config, content, "")
 
 
 class _Composer:

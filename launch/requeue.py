@@ -18,7 +18,7 @@ from typing import Any
 
 from launch import slurm
 
-STOPPED = 75  # dtrain.trainer.STOPPED, without importing torch
+STOPPED, LOST = 75, 76  # of dtrain.trainer and dtrain.run, without importing torch
 GRACE = 60.0  # seconds that the other ranks may go on after one has ended badly
 
 
@@ -70,7 +70,7 @@ def outcome(code: int, status: dict[str, Any]) -> str:
     if code in (STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGUSR2):
         return "stopped"
     lost = status.get("state") == "failed" and str(status.get("error")).startswith("RanksMissing")
-    return "killed" if code > 128 or lost else "failed"
+    return "killed" if code > 128 or code == LOST or lost else "failed"
 
 
 def back_into_queue(how: str, limit: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dtrain.run import LOST
 from dtrain.trainer import STOPPED
 from tests.harness import difference
 from tests.processes import launch
@@ -138,6 +139,7 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(tmp_path: Path, shards: P
     assert "step 12" in log
     assert time.monotonic() - begin < 60
     assert "RanksMissing" in status(tmp_path / "run")["error"]
+    assert f"exitcode  : {LOST}" in log
 
 
 def test_torchrun_restarts_a_killed_rank_from_the_last_checkpoint(tmp_path: Path, shards: Path) -> None:
