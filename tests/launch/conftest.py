@@ -9,12 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from data_prep.arrays import array_source
-from data_prep.writer import write_split
-from tests.launch.support import CLUSTER, Cluster
+from tests.launch.support import CLUSTER, Cluster, write_noise
 
 PORT = "27110"  # not the default, so that a cluster a person is using stays as it is
 
@@ -23,9 +20,7 @@ PORT = "27110"  # not the default, so that a cluster a person is using stays as 
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """256 random training images of 8 x 8, and 64 held-out ones."""
     path = tmp_path_factory.mktemp("shards") / "noise"
-    for split, count in (("train", 256), ("test", 64)):
-        images = np.random.default_rng(count).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
-        write_split(path / split, array_source(images, np.arange(count), {"what": "noise"}, None, "noise"), ("npy",))
+    write_noise(path, (8, 8, 1), train=256, test=64)
     return path
 
 

@@ -12,18 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from data_prep.arrays import array_source
+from data_prep.writer import write_split
 from launch.store import SweepFolder, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = str(ROOT / "slurm" / "devcluster" / "cluster.sh")
+SMALL = ("model.latent_dims=[3,2]", "model.hidden=[8,4]")
+EVALUATION = ("evaluate.grid=2", "evaluate.points=8", "evaluate.rows=2", "evaluate.samples=4")
 TINY = (
-    "model.latent_dims=[3,2]", "model.hidden=[8,4]", "trainer.batch_size=32", "trainer.log_every=10",
-    "evaluate.grid=2", "evaluate.points=16", "evaluate.rows=2", "evaluate.samples=4",
-    "launcher.timeout_min=10", "launcher.cpus_per_task=1",
+    *SMALL, "trainer.batch_size=32", "trainer.log_every=10", *EVALUATION, "launcher.timeout_min=10",
+    "launcher.cpus_per_task=1",
 )  # fmt: skip
+
+
+def write_noise(path: Path, shape: tuple[int, int, int], train: int, test: int) -> None:
+    """Shards of random labelled images, shape (H, W, C), H = W."""
+    for split, count in (("train", train), ("test", test)):
+        images = np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
+        write_split(path / split, array_source(images, np.arange(count), {"what": "noise"}, None, "noise"), ("npy",))
 
 
 @dataclass(frozen=True)
