@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,10 +39,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def start(run: Path, shards: Path, port: int) -> list[subprocess.Popen[bytes]]:
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def start(run: Path, shards: Path) -> list[subprocess.Popen[bytes]]:
     """Two ranks without torchrun, so that nothing but the kill ends them."""
     arguments = [sys.executable, "-m", "dtrain", *OVERRIDES, f"run.dir={run}", f"data.path={shards}"]
-    ranks = []
+    ranks, port = [], free_port()
     for rank in range(2):
         variables = {
             "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
@@ -76,7 +83,7 @@ def trial(run: Path, shards: Path, expected: dict[str, torch.Tensor], seconds: f
     """Kills one to four times and then lets the run end; the number of kills, or -1 if the weights differ."""
     kills = 0
     for _ in range(rng.randint(1, 4)):
-        begin, ranks = time.time(), start(run, shards, rng.randrange(20000, 30000))
+        begin, ranks = time.time(), start(run, shards)
         if rng.random() < 0.8:  # else anywhere in the start
             wait_for_steps(run, begin, ranks)
         deadline = time.monotonic() + rng.uniform(0, seconds)
@@ -87,7 +94,7 @@ def trial(run: Path, shards: Path, expected: dict[str, torch.Tensor], seconds: f
             r.send_signal(signal.SIGKILL)
         for r in ranks:
             r.wait()
-    for r in start(run, shards, rng.randrange(20000, 30000)):
+    for r in start(run, shards):
         if r.wait():
             raise RuntimeError(f"the run did not end: {Path(f'{run}.0.log').read_text()}")
     found = weights(run)
@@ -107,7 +114,7 @@ def main() -> None:
             [sys.executable, "-m", "data_prep", "digits", "--out", str(shards)], check=True, stdout=sys.stderr
         )
         begin = time.monotonic()
-        for r in start(whole, shards, rng.randrange(20000, 30000)):
+        for r in start(whole, shards):
             if r.wait():
                 raise RuntimeError(Path(f"{whole}.0.log").read_text())
         say(f"undisturbed: {time.monotonic() - begin:.1f} s")

@@ -99,7 +99,7 @@ def _slurm_address() -> None:
     if "MASTER_PORT" not in os.environ:
         # The same on every task of the step, another for another step or restart of the job.
         job, restart = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        os.environ["MASTER_PORT"] = str(20000 + (job * 7 + restart) % 20000)
+        os.environ["MASTER_PORT"] = str(28000 + (job * 7 + restart) % 4700)  # below the ports that clients get
 
 
 def start(device: str = "auto", timeout: float = 600.0) -> World:
