@@ -14,7 +14,7 @@ from launch.store import SweepFolder, read_lines
 from tests.launch.support import CLUSTER, Cluster, Project, parent, tasks, until, weights
 
 STEPS = ("trainer.max_steps=200", "trainer.checkpoint.every=50", "launcher.nodes=2")
-LIMIT = ("launcher.timeout_min=1", "launcher.signal_delay_s=5")
+LIMIT = ("launcher.timeout_min=1", "launcher.signal_delay_s=20")
 
 
 class Run:
