@@ -51,7 +51,8 @@ class Group:
     def gradient_norm(self) -> Tensor:
         """The norm over all ranks, a scalar on the device; clips where configured."""
         grads = [p.grad for p in self.params if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        # As torch.nn.utils.get_total_norm, without its sorting by device and dtype: a group has one of each.
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.settings.clip_norm, norm)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

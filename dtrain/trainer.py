@@ -114,7 +114,7 @@ class Trainer:
 
     def advance(self) -> None:
         """One step, and what is due after it."""
-        torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4099 + self.world.rank)
+        self._reseed()
         self.updater.begin(self.step, self.stream.images)
         self.algorithm.step(self.stream, self.updater)
         self.step += 1
@@ -128,6 +128,14 @@ class Trainer:
         if save or self._is_best(value):
             self._save(value)
         self.log.beat(self.step)
+
+    def _reseed(self) -> None:
+        """torch's generators, for networks that draw from them (dropout), so that no state need be saved."""
+        seed = ((self.config.seed * 1_000_003 + self.step) * 4099 + self.world.rank) % 2**63
+        # Not torch.manual_seed: where CUDA is not in use, it keeps a formatted traceback of every call.
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _log_step(self) -> bool:
         """Reads and writes the metrics of the steps since the last time; False after a rollback."""
@@ -188,8 +196,10 @@ class Trainer:
             )
 
     def _is_best(self, value: float | None) -> bool:
+        if value is None:
+            return False
         best = self.checkpoints.best()
-        return value is not None and (best is None or value < best["value"])
+        return best is None or value < best["value"]
 
     def _save(self, value: float | None = None) -> None:
         """Saves this step once. value: checkpoint.best's metric, where it was just evaluated."""

@@ -126,9 +126,11 @@ class Updater:
             with self._double_backward_explained(active):
                 with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                     terms = loss_fn(*part)
-                loss = torch.stack(list(terms.values())).sum() / n
+                loss = torch.stack(list(terms.values())).sum()
+                loss = loss if n == 1 else loss / n
                 (loss if scaler is None else scaler.scale(loss)).backward()
-            total = {k: t.detach() / n + total[k] if total else t.detach() / n for k, t in terms.items()}
+            part_terms = {k: t.detach() if n == 1 else t.detach() / n for k, t in terms.items()}
+            total = {k: total[k] + t for k, t in part_terms.items()} if total else part_terms
         return total
 
     @contextmanager
