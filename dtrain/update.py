@@ -123,30 +123,33 @@ class Updater:
                 for group in active:
                     for net in group.nets:
                         set_gradient_sync(net, i == n - 1)
-            with self._double_backward_explained(active):
-                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                    terms = loss_fn(*part)
+            try:
+                terms = self._evaluate(loss_fn, part)
                 loss = torch.stack(list(terms.values())).sum()
                 loss = loss if n == 1 else loss / n
                 (loss if scaler is None else scaler.scale(loss)).backward()
+            except RuntimeError as e:
+                self._explain_double_backward(e, active)
+                raise
             part_terms = {k: t.detach() if n == 1 else t.detach() / n for k, t in terms.items()}
             total = {k: total[k] + t for k, t in part_terms.items()} if total else part_terms
         return total
 
-    @contextmanager
-    def _double_backward_explained(self, active: list[Group]) -> Iterator[None]:
+    def _evaluate(self, loss_fn: Callable[..., Terms], part: tuple[Any, ...]) -> Terms:
+        if self.autocast is None:
+            return loss_fn(*part)
+        with torch.autocast(self.device.type, self.autocast):
+            return loss_fn(*part)
+
+    def _explain_double_backward(self, error: RuntimeError, active: list[Group]) -> None:
         """torch's errors on differentiating a gradient of a sharded or compiled network do not say what to do."""
-        try:
-            yield
-        except RuntimeError as e:
-            if not DOUBLE_BACKWARD.search(str(e)):
-                raise
+        if DOUBLE_BACKWARD.search(str(error)):
             names = ", ".join(group.name for group in active)
             raise ConfigError(
                 f"a loss of {names} differentiates a gradient, which sharded, compiled or batch-synchronised "
                 f"networks cannot: add its groups to {self.algorithm_name}.double_backward, to keep them "
                 "replicated and eager"
-            ) from e
+            ) from error
 
     @staticmethod
     def _norms(active: list[Group], scaler: torch.amp.GradScaler | None) -> list[Tensor]:
@@ -166,7 +169,8 @@ class Updater:
                     group.optimizer.found_inf = skip  # type: ignore[attr-defined]  # fused steps skip on the device
                 group.optimizer.step()
             group.optimizer.zero_grad()
-            group.follow()
+            if group.average is not None:
+                group.follow()
         if scaler is not None:
             scaler.update()
 
