@@ -243,13 +243,18 @@ def load(path: Path) -> DictConfig:
     return cfg
 
 
-def validate(cfg: DictConfig) -> Config:
-    """Types and ranges of every key, the model's arguments included. Raises ConfigError."""
+def typed(cfg: DictConfig) -> Config:
+    """Types and ranges of every key but the model's arguments, which need torch. Raises ConfigError."""
     try:
         content = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as e:
         raise ConfigError(str(e)) from e
-    config = checked(Config, content, "")
+    return checked(Config, content, "")
+
+
+def validate(cfg: DictConfig) -> Config:
+    """Types and ranges of every key, the model's arguments included. Raises ConfigError."""
+    config = typed(cfg)
     for group in config.optim.groups:
         config.optim.of(group)
     target, arguments = model_target(config)

@@ -123,15 +123,6 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def _typed(cfg: DictConfig) -> Config:
-    """As dtrain.config.validate, but for the model's arguments: see launch.check."""
-    try:
-        content = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as e:
-        raise ConfigError(str(e)) from e
-    return configs.checked(Config, content, "")
-
-
 class _Composer:
     """Composes points that choose the same files only once: Hydra takes 0.1 s for it, a value takes 0.1 ms."""
 
@@ -168,7 +159,7 @@ class _Composer:
 
 def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
     cfg = composer(line)
-    config = _typed(cfg)
+    config = configs.typed(cfg)
     if config.run.dir is not None:
         raise ConfigError(f"run.dir={config.run.dir}: is one folder for all points; use run.root and run.name")
     own = signature(config)
@@ -179,7 +170,7 @@ def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
         )
     # Whatever folder a later command, or the job, is started in.
     cfg.run.root, cfg.data.path = str(config.run.root.absolute()), str(config.data.path.absolute())
-    config = _typed(cfg)
+    config = configs.typed(cfg)
     chosen = dict(o.partition("=")[::2] for o in line)
     values = {}
     for key in keys:
