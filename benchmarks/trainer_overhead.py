@@ -3,7 +3,8 @@
   python benchmarks/trainer_overhead.py
 
 ratio: images/s of Trainer over the bare loop on the 5-level MNIST StackedWAE. overhead_us: microseconds per step that
-the trainer adds on a trivial network, logging every 50 steps. Both sides run in turn, several times; medians.
+the trainer adds on a trivial network, logging every 50 steps. Both sides take turns, block by block: the medians
+of the pairs.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class OneBatch:
         """Nothing to close."""
 
 
-def bare(algorithm: Algorithm, batches: Iterator[Batch], loss: Callable[[Batch], Terms], steps: int) -> float:
-    """The loop one would write by hand: seconds for `steps` steps after a few to warm up."""
+def bare(algorithm: Algorithm, batches: Iterator[Batch], loss: Callable[[Batch], Terms]) -> Callable[[], None]:
+    """One step of the loop that one would write by hand."""
     optimizer = torch.optim.Adam(algorithm.parameters(), fused=True)
     algorithm.train()
 
@@ -78,49 +79,57 @@ def bare(algorithm: Algorithm, batches: Iterator[Batch], loss: Callable[[Batch],
         optimizer.step()
         optimizer.zero_grad()
 
-    for _i in range(5):
-        step()
+    return step
+
+
+def trained(trainer: Trainer) -> Callable[[], None]:
+    """The same through Trainer: its own steps, with logs and without evaluation or checkpoint."""
+
+    def step() -> None:
+        trainer.advance()
+        trainer.stop.agreed()
+
+    return step
+
+
+def seconds(step: Callable[[], None], steps: int) -> float:
     begin = time.perf_counter()
     for _i in range(steps):
         step()
-    return time.perf_counter() - begin
-
-
-def trained(config: Config, algorithm: Algorithm, loader: OneBatch, steps: int) -> float:
-    """The same through Trainer: its own steps, with logs and without evaluation or checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, algorithm, loader, loader, World(), Path(folder))
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer.begin()
-            for _i in range(5):
-                trainer.advance()
-            begin = time.perf_counter()
-            for _i in range(steps):
-                trainer.advance()
-                trainer.stop.agreed()
-            seconds = time.perf_counter() - begin
-        trainer.log.close()
-    return seconds
+    return (time.perf_counter() - begin) / steps
 
 
 def compare(
     config: Config, make: Callable[[], Algorithm], batch: Batch, steps: int, repeats: int
-) -> tuple[float, float]:
-    """Median seconds per step, bare and trained, measured in turn."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(repeats):
-        algorithm = make()
-        loader = OneBatch(batch)
-        times[0].append(bare(algorithm, loader.batches(), algorithm.loss, steps) / steps)  # type: ignore[operator]
-        times[1].append(trained(config, make(), loader, steps) / steps)
-        print(f"repeat {i}: bare {times[0][-1] * 1e6:.0f} us, trainer {times[1][-1] * 1e6:.0f} us", file=sys.stderr)
-    return statistics.median(times[0]), statistics.median(times[1])
+) -> tuple[float, float, float, float]:
+    """Medians over blocks of `steps` steps, bare and trained in turn: seconds per step of both, ratio, difference."""
+    algorithm, loader = make(), OneBatch(batch)
+    pairs: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trainer = Trainer(config, make(), loader, loader, World(), Path(folder))
+        trainer.begin()
+        sides = (bare(algorithm, loader.batches(), algorithm.loss), trained(trainer))  # type: ignore[arg-type]
+        for i in range(repeats + 1):
+            order = sides if i % 2 else sides[::-1]
+            times = {step: seconds(step, steps) for step in order}
+            pairs.append((times[sides[0]], times[sides[1]]))
+            if i % 5 == 0:
+                us = [round(t * 1e6) for t in pairs[-1]]
+                print(f"block {i} of {repeats}: bare {us[0]} us, trainer {us[1]} us", file=sys.stderr)
+        trainer.log.close()
+    del pairs[0]  # warm-up
+    return (
+        statistics.median(b for b, _ in pairs),
+        statistics.median(t for _, t in pairs),
+        statistics.median(b / t for b, t in pairs),
+        statistics.median(t - b for b, t in pairs),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=20, help="per repeat, of the StackedWAE")
+    parser.add_argument("--repeats", type=int, default=30, help="blocks of each side")
+    parser.add_argument("--steps", type=int, default=5, help="in a block, of the StackedWAE")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     cfg = configs.compose(["experiment=quickstart", "trainer.log_every=50", "trainer.checkpoint.every=1000000"])
@@ -134,11 +143,12 @@ def main() -> None:
     images = Batch(torch.rand(128, 1, 28, 28), Noise.of(128))
     slow = compare(config, stacked, images, arguments.steps, arguments.repeats)
     rows = Batch(torch.rand(128, 8), Noise.of(128))
-    quick = compare(config, lambda: Trivial((1, 28, 28)), rows, 2000, arguments.repeats)
+    quick = compare(config, lambda: Trivial((1, 28, 28)), rows, 250, arguments.repeats)
     result = {
-        "ratio": round(slow[0] / slow[1], 4),
+        "ratio": round(slow[2], 4),
         "bare_images_per_s": round(128 / slow[0], 1),
-        "overhead_us": round((quick[1] - quick[0]) * 1e6, 1),
+        "images_per_s": round(128 / slow[1], 1),
+        "overhead_us": round(quick[3] * 1e6, 1),
         "bare_step_us": round(quick[0] * 1e6, 1),
         "threads": torch.get_num_threads(),
     }

@@ -56,4 +56,8 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a network thread that drops its last tensor while the interpreter finalises aborts the process.
+    os._exit(code)

@@ -17,7 +17,10 @@ class NonFinite(ArithmeticError):
     """A loss term or a gradient is NaN or infinite; the message names update, term or group."""
 
 
-COLLECTIVE = re.compile(r"gloo|timed ?out|connection (reset|closed|refused)|nccl|broken pipe|store", re.IGNORECASE)
+COLLECTIVE = re.compile(
+    r"gloo|nccl|store|timed? ?out|pair closure|by peer|socket|broken pipe|connection (reset|closed|refused)",
+    re.IGNORECASE,
+)
 
 
 def explain(error: BaseException, world: World, step: int) -> BaseException:

@@ -34,12 +34,23 @@ def make_optimizer(settings: OptimizerConfig, params: list[nn.Parameter]) -> tor
     return kind(params, lr, betas=settings.betas, eps=settings.eps, weight_decay=decay, fused=True)
 
 
+def _norm(grads: list[Tensor]) -> Tensor:
+    # As torch.nn.utils.get_total_norm, without its sorting by device and dtype: a group has one of each.
+    norms = torch._foreach_norm(grads)
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _whole(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 class Group:
     """One parameter group: its networks, its optimizer, and the running average of its weights."""
 
     def __init__(self, name: str, nets: list[nn.Module], settings: OptimizerConfig) -> None:
         self.name, self.nets, self.settings = name, nets, settings
         self.params = [p for net in nets for p in net.parameters()]
+        self.biases = [p for p in self.params if p.ndim == 1] or self.params
         self.optimizer = make_optimizer(settings, self.params)
         # Of the local shards: a sharded module cannot be copied, its parameters can.
         self.average = [p.detach().clone() for p in self.params] if settings.ema else None
@@ -51,11 +62,17 @@ class Group:
     def gradient_norm(self) -> Tensor:
         """The norm over all ranks, a scalar on the device; clips where configured."""
         grads = [p.grad for p in self.params if p.grad is not None]
-        # As torch.nn.utils.get_total_norm, without its sorting by device and dtype: a group has one of each.
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm = _norm(grads)
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.settings.clip_norm, norm)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return _whole(norm)
+
+    def gradient_probe(self) -> Tensor:
+        """The norm over the biases alone: a hundredth of the memory to read, and as finite as the whole gradient.
+
+        A layer's bias gradient is the sum of what its weight gradient is a product with.
+        """
+        return _whole(_norm([p.grad for p in self.biases if p.grad is not None]))
 
     @torch.no_grad()
     def follow(self) -> None:

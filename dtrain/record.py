@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dtrain.distributed import World
-from dtrain.models.base import Terms
 
 
 @dataclass
 class Metrics:
-    """values: loss/<update>[/<term>], grad_norm/<update>/<group>, lr/<group>: means over ranks and recorded steps.
+    """values: loss/<update>[/<term>], grad_norm/<update>/<group>, lr/<group>: means over ranks and recorded steps,
+
+    of the norms over those steps in which they were measured.
 
     nonfinite: the first number that was NaN or infinite, named, if any. skipped: the steps that were left out
     because of one, and its name.
@@ -24,20 +26,36 @@ class Metrics:
     skipped: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Row:
+    """One update: when it was (call counts all updates, and so orders them), and its scalars on the device.
+
+    scalars: its terms, then per group the gradient norm if measured, else one over the biases alone.
+    skip: 1 where the step was skipped; None where steps never are.
+    """
+
+    step: int
+    call: int
+    measured: bool
+    scalars: list[Tensor]
+    skip: Tensor | None
+
+
 class Record:
-    """The rows of one update since they were last read: its terms, its gradient norms, whether it was skipped."""
+    """The rows of one update since they were last read."""
 
     def __init__(self, terms: list[str], groups: list[str]) -> None:
         self.terms, self.groups = terms, groups
-        self.rows: list[Tensor] = []
-        self.steps: list[int] = []
-        self.calls: list[int] = []
+        self.rows: list[Row] = []
 
-    def add(self, step: int, call: int, terms: Terms, norms: list[Tensor], skip: Tensor | None) -> None:
-        """Keeps one update's scalars; call counts all updates, and so orders them."""
-        self.rows.append(torch.stack([*terms.values(), *norms, *([] if skip is None else [skip])]))
-        self.steps.append(step)
-        self.calls.append(call)
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def table(self) -> Tensor:
+        """[rows, terms + groups + 1]: the scalars and the skip of every row."""
+        none = torch.zeros_like(self.rows[0].scalars[0])
+        every = [x for row in self.rows for x in (*row.scalars, none if row.skip is None else row.skip)]
+        return torch.stack(every).view(len(self.rows), -1)
 
     def name(self, label: str, column: int) -> str:
         if column < len(self.terms):
@@ -52,25 +70,25 @@ def read(records: dict[str, Record], world: World, overflow: bool) -> Metrics:
         if not record.rows:
             continue
         # The mean over ranks of a NaN on one is NaN on all: every rank reaches the same verdict.
-        table = world.mean(torch.stack(record.rows))
-        columns = len(record.terms) + len(record.groups)
-        skipped = table[:, columns] > 0 if table.shape[1] > columns else torch.zeros(len(table), dtype=torch.bool)
-        bad = ~table[:, :columns].isfinite()
+        table, skipped = world.mean(record.table()).split([len(record.terms) + len(record.groups), 1], 1)
+        bad = ~table.isfinite()
         if overflow:
             bad[:, len(record.terms) :] = False
-        for row, column in bad.nonzero().tolist():
-            what = f"{record.name(label, column)} is not finite at step {record.steps[row] + 1}"
-            if skipped[row]:
-                if not bad[row, :column].any():
+        for index, column in bad.nonzero().tolist():
+            row = record.rows[index]
+            what = f"{record.name(label, column)} is not finite at step {row.step + 1}"
+            if skipped[index]:
+                if not bad[index, :column].any():
                     metrics.skipped.append(what)
-            elif first is None or record.calls[row] < first[0]:
-                first = (record.calls[row], what)
-        kept = table[~skipped, :columns].masked_fill(overflow & ~table[~skipped, :columns].isfinite(), torch.nan)
-        means = (kept.nanmean(0) if overflow else kept.mean(0)).tolist()
+            elif first is None or row.call < first[0]:
+                first = (row.call, what)
+        table[:, len(record.terms) :][~torch.tensor([row.measured for row in record.rows])] = torch.nan
+        kept = table[~skipped.squeeze(1).bool()]
+        means = kept.masked_fill(overflow & kept.isinf(), torch.nan).nanmean(0).tolist()
         terms = dict(zip(record.terms, means, strict=False))
         metrics.values |= {f"loss/{label}": sum(terms.values())} | {f"loss/{label}/{k}": v for k, v in terms.items()}
         norms = zip(record.groups, means[len(record.terms) :], strict=True)
-        metrics.values |= {f"grad_norm/{label}/{g}": v for g, v in norms}
-        record.rows, record.steps, record.calls = [], [], []
+        metrics.values |= {f"grad_norm/{label}/{g}": v for g, v in norms if not math.isnan(v)}
+        record.rows = []
     metrics.nonfinite = first[1] if first else None
     return metrics

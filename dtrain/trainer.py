@@ -114,15 +114,16 @@ class Trainer:
 
     def advance(self) -> None:
         """One step, and what is due after it."""
+        settings, step = self.settings, self.step + 1
+        last = step == settings.max_steps
+        save = last or step % settings.checkpoint.every == 0
+        evaluation = bool(settings.evaluate_every) and step % (settings.evaluate_every or 1) == 0
+        log = save or evaluation or step % settings.log_every == 0
         self._reseed()
-        self.updater.begin(self.step, self.stream.images)
+        self.updater.begin(self.step, self.stream.images, measure=log)
         self.algorithm.step(self.stream, self.updater)
-        self.step += 1
-        settings = self.settings
-        last = self.step == settings.max_steps
-        save = last or self.step % settings.checkpoint.every == 0
-        evaluation = bool(settings.evaluate_every) and self.step % (settings.evaluate_every or 1) == 0
-        if (save or evaluation or self.step % settings.log_every == 0) and not self._log_step():
+        self.step = step
+        if log and not self._log_step():
             return  # rolled back
         value = self._evaluate(pictures=False) if evaluation and not last else None
         if save or self._is_best(value):

@@ -14,7 +14,7 @@ from dtrain.config import ConfigError, OptimConfig, TrainerConfig
 from dtrain.distributed import World, set_gradient_sync
 from dtrain.group import Group, learning_rate
 from dtrain.models.base import Algorithm, LossFunction, Terms
-from dtrain.record import Metrics, Record, read
+from dtrain.record import Metrics, Record, Row, read
 
 # What FSDP2 (freed storage), torch.compile and SyncBatchNorm say to a double backward.
 DOUBLE_BACKWARD = re.compile("setStorage.*storage of size 0|double backward|once_differentiable", re.DOTALL)
@@ -55,7 +55,7 @@ class Updater:
         self.device, self.total_images = world.device, total_images
         self.scaled = trainer.precision == "fp16"
         self.autocast = AUTOCAST.get(trainer.precision)
-        self.step, self.images = 0, 0  # done and seen by the whole job before this step
+        self.step, self.images, self.measure = 0, 0, True  # done and seen by the whole job before this step
         self.calls = 0
         self.skip = trainer.on_nonfinite == "skip" and not self.scaled
         self.buffers = [b for b in algorithm.buffers() if b.is_floating_point()]
@@ -73,7 +73,9 @@ class Updater:
         scaler = self.scalers.get(label)
         before = [b.clone() for b in self.buffers] if self.skip else []
         terms = self._backward(active, scaler, self._callable(names, loss_fn), batch)
-        norms = self._norms(active, scaler)
+        # A whole gradient is read where something depends on it: the log, a clip, a skip.
+        measured = self.measure or self.skip or any(g.settings.clip_norm is not None for g in active)
+        norms = self._norms(active, scaler, measured)
         skip = None
         if self.skip:  # gradients are averaged over ranks, so every rank finds the same
             skip = 1.0 - torch.stack(norms).sum().isfinite().float()
@@ -83,11 +85,14 @@ class Updater:
         if label not in self.records:
             self.records[label] = Record(list(terms), list(names))
         self.calls += 1
-        self.records[label].add(self.step, self.calls, terms, norms, skip)
+        self.records[label].add(Row(self.step, self.calls, measured, [*terms.values(), *norms], skip))
 
-    def begin(self, step: int, images: int) -> None:
-        """Before a step: how many steps were done and images seen, which the lr is a function of."""
-        self.step, self.images = step, images
+    def begin(self, step: int, images: int, measure: bool = True) -> None:
+        """Before a step: how many steps were done and images seen, which the lr is a function of.
+
+        measure: record the gradient norms of this step; otherwise only whether the gradients are finite.
+        """
+        self.step, self.images, self.measure = step, images, measure
 
     def activate(self, names: tuple[str, ...]) -> list[Group]:
         """Leaves requires_grad only on the named groups."""
@@ -152,11 +157,11 @@ class Updater:
             ) from error
 
     @staticmethod
-    def _norms(active: list[Group], scaler: torch.amp.GradScaler | None) -> list[Tensor]:
+    def _norms(active: list[Group], scaler: torch.amp.GradScaler | None, measured: bool) -> list[Tensor]:
         if scaler is not None:
             for group in active:
                 scaler.unscale_(group.optimizer)
-        return [group.gradient_norm() for group in active]
+        return [group.gradient_norm() if measured else group.gradient_probe() for group in active]
 
     def _step(self, active: list[Group], scaler: torch.amp.GradScaler | None, skip: Tensor | None) -> None:
         for group in active:

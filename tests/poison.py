@@ -13,22 +13,28 @@ from tests.adversary import Adversary
 
 
 class Poisoned(Adversary):
-    """nan_at: the term "pixels" is NaN on the rank that reads one of these positions. hang_at: that rank sleeps."""
+    """On the rank that reads one of these positions: nan_at: the term "pixels" is NaN; nan_gradient_at: the terms are
+    finite and the gradients are NaN; hang_at: it sleeps.
+    """
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],
         *,
         nan_at: Sequence[int] = (),
+        nan_gradient_at: Sequence[int] = (),
         hang_at: Sequence[int] = (),
     ) -> None:
         super().__init__(image_shape)
         self.nan_at, self.hang_at = torch.tensor(list(nan_at)), torch.tensor(list(hang_at))
+        self.nan_gradient_at = torch.tensor(list(nan_gradient_at))
 
     def autoencoder_loss(self, batch: Batch) -> Terms:
         terms = super().autoencoder_loss(batch)
         if torch.isin(batch.noise.position, self.nan_at).any():
             terms["pixels"] = terms["pixels"] * torch.nan
+        if torch.isin(batch.noise.position, self.nan_gradient_at).any():
+            terms["fool"] = terms["fool"] + (terms["pixels"] * 0).sqrt()  # 0 times the infinite slope at 0
         if torch.isin(batch.noise.position, self.hang_at).any():
             time.sleep(30)
         return terms

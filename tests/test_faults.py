@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dtrain.faults import COLLECTIVE
 from dtrain.run import LOST
 from dtrain.trainer import STOPPED
 from tests.harness import difference
@@ -43,6 +44,31 @@ def test_nan_on_one_rank_is_raised_on_all_with_update_term_and_step(tmp_path: Pa
         assert error == NAMED
     assert status(tmp_path / "run")["state"] == "failed"
     assert NAMED in status(tmp_path / "run")["error"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_nan_in_a_gradient_alone_is_named_also_between_logged_steps(
+    tmp_path: Path, shards: Path, strategy: str
+) -> None:
+    model = {"_target_": POISONED, "nan_gradient_at": [200]}
+    file = freeze(tmp_path / "run", shards, "trainer.log_every=5", f"trainer.strategy={strategy}", model=model)
+    named = f"gradient of group 'encoder' in update 'encoder+decoder' is not finite at step {NAN_STEP}"
+    assert launch(2, attempt, file) == [(1, named), (1, named)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Application timeout caused pair closure",
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4711",
+        "Timed out waiting 4000ms for recv operation to complete",
+        "NCCL Error 6: remote process exited or there was a network error",
+    ],
+)
+def test_what_a_failed_collective_says_is_recognised(message: str) -> None:
+    """torch raises all of these as plain RuntimeErrors where the collective is part of a backward pass."""
+    assert COLLECTIVE.search(message)
+    assert not COLLECTIVE.search("mat1 and mat2 shapes cannot be multiplied (128x784 and 700x2048)")
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
