@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,8 +34,11 @@ def main(argv: list[str]) -> int:
 
         return run(config, OmegaConf.to_yaml(cfg, resolve=True))
     except ConfigError as e:
-        if rank == 0:
-            print(f"dtrain: {e}", file=sys.stderr)
+        if rank:
+            # Rank 0 says the same, and then torchrun or srun ends this process. Where it does not, this rank alone
+            # has the trouble (shards missing on one node) and says so itself.
+            time.sleep(10)
+        print(f"dtrain: {f'rank {rank}: ' if rank else ''}{e}", file=sys.stderr)
         return 2
 
 

@@ -96,6 +96,7 @@ class TrainerConfig(_Section):
     sync_batchnorm: bool
     compile: bool
     activation_checkpointing: bool
+    channels_last: bool
     device: Literal["auto", "cpu", "cuda"]
     log_every: Positive
     evaluate_every: Positive | None
@@ -114,6 +115,8 @@ class TrainerConfig(_Section):
             )
         if self.shard_size and world % self.shard_size:
             raise ConfigError(f"trainer.shard_size={self.shard_size} must divide the {world} processes")
+        if self.channels_last and self.strategy == "fsdp" and world > 1:
+            raise ConfigError("trainer.channels_last=true: FSDP shards contiguous weights only; set strategy=ddp")
 
 
 class EvaluateConfig(_Section):
@@ -121,6 +124,7 @@ class EvaluateConfig(_Section):
     rows: Positive
     grid: Positive
     points: Positive
+    projection: Literal["pca", "umap"]
     seed: int
 
 
@@ -144,7 +148,7 @@ OPERATIONAL = {
     "evaluate": ...,
     "data": {"path", "prepare"},
     "trainer": {
-        "micro_batches", "strategy", "shard_size", "compile", "activation_checkpointing", "device",
+        "micro_batches", "strategy", "shard_size", "compile", "activation_checkpointing", "channels_last", "device",
         "log_every", "evaluate_every", "checkpoint", "timeout",
     },
 }  # fmt: skip

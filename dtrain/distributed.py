@@ -171,13 +171,21 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def distribute(
-    algorithm: Algorithm, world: World, *, strategy: str, shard_size: int | None, sync_batchnorm: bool
+    algorithm: Algorithm,
+    world: World,
+    *,
+    strategy: str,
+    shard_size: int | None,
+    sync_batchnorm: bool,
+    channels_last: bool = False,
 ) -> None:
     """Moves the networks to the device and wraps each on its own, in place. One process keeps the bare networks.
 
     Each network alone, so that a frozen one costs no communication.
     """
     algorithm.to(world.device)
+    if channels_last:
+        algorithm.to(memory_format=torch.channels_last)
     if world.size == 1:
         return
     algorithm.gather = gather

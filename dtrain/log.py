@@ -49,6 +49,22 @@ def drop_after(path: Path, step: int) -> None:
     os.replace(work, path)
 
 
+def by_level(values: dict[str, float]) -> list[str]:
+    """The values named <what>/level<i> as the lines of a table, level by level."""
+    table: dict[str, dict[str, float]] = {}
+    for key, value in values.items():
+        if "/level" in key:
+            what, level = key.split("/level")
+            table.setdefault(level, {})[what] = value
+    if not table:
+        return []
+    columns = list(next(iter(table.values())))
+    lines = ["  level" + "".join(f"  {c:>12}" for c in columns)]
+    for level, row in table.items():
+        lines.append(f"  {level:>5}" + "".join(f"  {row.get(c, math.nan):>12.5g}" for c in columns))
+    return lines
+
+
 class Log:
     """The run's voice on rank 0; on the other ranks every call does nothing."""
 
@@ -98,7 +114,10 @@ class Log:
         """One evaluation."""
         if self.main:
             self._write("evaluation", step, values)
-            self.line(f"held out at step {step}: " + "  ".join(f"{k} {v:.5g}" for k, v in values.items()))
+            plain = {k: v for k, v in values.items() if "/level" not in k}
+            self.line(f"held out at step {step}: " + "  ".join(f"{k} {v:.5g}" for k, v in plain.items()))
+            for row in by_level(values):
+                self.line(row)
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Something that a reader of the metrics should know: a restart, a skipped step, a failed save."""

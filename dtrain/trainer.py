@@ -53,7 +53,7 @@ class Trainer:
         self.algorithm, self.train, self.test = algorithm, train, test
         distribute(
             algorithm, world, strategy=settings.strategy, shard_size=settings.shard_size,
-            sync_batchnorm=settings.sync_batchnorm,
+            sync_batchnorm=settings.sync_batchnorm, channels_last=settings.channels_last,
         )  # fmt: skip
         self.updater = Updater(algorithm, config.optim, settings, world, settings.max_steps * settings.batch_size)
         self.step = 0
@@ -96,6 +96,8 @@ class Trainer:
         self.log = Log(self.run, self.settings.max_steps, len(self.train), self.world.main, self.step)
         self.log.rewind(self.step)
         self.log.beat(self.step, state="running")
+        if self.algorithm.summary():
+            self.log.line(self.algorithm.summary())
         self.stream = Stream(self.train, self.settings.batch_size, images)
         self._window = (time.perf_counter(), self.step)
         self.algorithm.train()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,12 +29,26 @@ MODELS = {"stackedwae": STACKED, "adversary": ADVERSARY}
 
 
 COUNT = 96
-IMAGES = np.random.default_rng(0).random((COUNT, *SHAPE))
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """Of the images that a model is trained on here: tiny, or as its table of levels wants them."""
+    if "table" not in config.model:
+        return SHAPE
+    first = config.model["table"][0]
+    side = first["latent"][1] * (2 if first["resample"] else 1)
+    return (3, side, side)
+
+
+@functools.cache
+def images(shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
+    return np.random.default_rng(0).random((COUNT, *shape))
 
 
 def make_config(model: str, *overrides: str) -> Config:
     """A small run of a model; its batch is 16 images of all processes together."""
-    cfg = configs.compose(["trainer.batch_size=16", "trainer.max_steps=40", *STACKED, *overrides])
+    small = STACKED if model in MODELS else (f"model={model}",)
+    cfg = configs.compose(["trainer.batch_size=16", "trainer.max_steps=40", *small, *overrides])
     if model == "adversary":
         cfg.model = {"_target_": "tests.adversary.Adversary"}
     return configs.validate(cfg)
@@ -44,7 +60,7 @@ class Session:
     def __init__(self, config: Config, world: World, double: bool = True, images: int = 0) -> None:
         trainer = config.trainer
         self.config, self.world, self.double = config, world, double
-        self.algorithm: Algorithm = build_algorithm(config, SHAPE)
+        self.algorithm: Algorithm = build_algorithm(config, image_shape(config))
         if double:
             self.algorithm.double()
         distribute(
@@ -58,10 +74,10 @@ class Session:
 
     def batches(self) -> Iterator[Batch]:
         """Random images in memory, in the order that every loader follows."""
-        order, start = Order(COUNT, self.config.seed), self.images
+        order, start, rows = Order(COUNT, self.config.seed), self.images, images(image_shape(self.config))
         while True:
             at = positions(start, self.config.trainer.batch_size, self.world.rank, self.world.size)
-            x = torch.from_numpy(IMAGES[order.indices(at)])
+            x = torch.from_numpy(rows[order.indices(at)])
             yield Batch(x if self.double else x.float(), Noise(self.config.seed, torch.from_numpy(at)))
             start += self.config.trainer.batch_size
 

@@ -9,7 +9,8 @@ import pytest
 
 from dtrain import config as configs
 from dtrain.checkpoint import steps
-from tests.runs import call, execute, freeze, metrics, status
+from tests.harness import difference
+from tests.runs import call, execute, final_weights, freeze, metrics, status
 
 TINY = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]", "trainer.batch_size=16")
 
@@ -58,7 +59,7 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
     first = call("--config", file, world=2)
     assert first.returncode == 0, first.stderr
     run = tmp_path / "run"
-    for name in ("samples", "reconstructions", "interpolation", "latents"):
+    for name in ("samples", "reconstructions", "interpolation", "paths", "latents"):
         assert (run / "images" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "tensorboard").iterdir())
     facts = json.loads((run / "environment.json").read_text())
@@ -143,3 +144,36 @@ def test_evaluation_at_any_time(tmp_path: Path, shards: Path) -> None:
         [sys.executable, "-m", "dtrain.evaluate", str(tmp_path / "no")], capture_output=True, text=True, check=False
     )
     assert missing.returncode == 2 and "config.yaml" in missing.stderr
+
+
+CONVOLUTIONAL = {
+    "_target_": "dtrain.models.stackedwae.ConvStackedWAE",
+    "table": [
+        {"kernel": 3, "filters": 4, "resample": True, "latent": [2, 3, 3]},
+        {"kernel": 3, "filters": 4, "resample": False, "latent": [1, 3, 3]},
+    ],
+    "lambda_rec": 0.5, "lambda_match": 1.0, "weights": "svhn",
+}  # fmt: skip
+
+
+def test_a_convolutional_run_in_channels_last_and_bf16_continues_exactly(tmp_path: Path, shards: Path) -> None:
+    """Weights with other strides go through checkpoints like any."""
+    run = tmp_path / "run"
+    file = freeze(run, shards, "trainer.channels_last=true", "trainer.precision=bf16", model=CONVOLUTIONAL)
+    assert execute(file) == 0
+    assert {p.name for p in (run / "images").iterdir()} == {
+        "samples.png", "reconstructions.png", "paths.png", "latents.png",
+    }  # fmt: skip
+    whole = final_weights(run)
+    (run / "status.json").unlink()
+    last = steps(run / "checkpoints")[-1]
+    last.rename(last.with_suffix(".incomplete"))
+    assert execute(file) == 0
+    assert difference(final_weights(run), whole) == 0
+
+
+def test_channels_last_is_refused_for_sharded_weights(tmp_path: Path, shards: Path) -> None:
+    overrides = ("trainer.channels_last=true", "trainer.strategy=fsdp")
+    result = call("--config", freeze(tmp_path / "run", shards, *overrides, model=CONVOLUTIONAL), world=2)
+    assert result.returncode != 0
+    assert "channels_last=true" in result.stderr and not (tmp_path / "run").exists()

@@ -13,14 +13,22 @@ from dtrain import config as configs
 from dtrain.build import build_algorithm
 from dtrain.config import Config
 from dtrain.data.batch import Batch
-from dtrain.distributed import World
+from dtrain.distributed import World, distribute
+from dtrain.losses.mmd import imq_mmd
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
 from dtrain.state import model_state
 from dtrain.update import Updater
 
 MODELS = sorted(p.stem for p in (configs.CONFIGS / "model").glob("*.yaml"))
-IMAGE = {"stackedwae": (1, 28, 28), "stackedwae_svhn": (3, 32, 32), "stackedwae_celeba": (3, 64, 64)}
+IMAGE = {
+    "stackedwae": (1, 28, 28),
+    "wae_hierarchical": (1, 28, 28),
+    "stackedwae_svhn": (3, 32, 32),
+    "stackedwae_celeba": (3, 64, 64),
+}
+# Eq. 8 has no use for the upper encoders.
+UNTRAINED = {"wae_hierarchical": ("encoders.1", "encoders.2", "encoders.3", "encoders.4")}
 
 
 def built(name: str) -> tuple[Config, Algorithm, Updater]:
@@ -43,7 +51,9 @@ def test_groups_partition_the_parameters(name: str) -> None:
     _, algorithm, updater = built(name)
     owned = [id(p) for group in updater.groups.values() for p in group.params]
     assert len(owned) == len(set(owned))
-    assert set(owned) == {id(p) for p in algorithm.parameters()}
+    unowned = {id(p) for net in UNTRAINED.get(name, ()) for p in algorithm.get_submodule(net).parameters()}
+    assert set(owned) | unowned == {id(p) for p in algorithm.parameters()}
+    assert not set(owned) & unowned
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -100,25 +110,6 @@ def test_state_round_trips_exactly(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes"),
-    [
-        ("stackedwae_svhn", [(2, 16), (1, 16), (2, 8), (1, 8), (2, 4), (1, 4)]),
-        (
-            "stackedwae_celeba",
-            [(8, 32), (6, 32), (4, 32), (8, 16), (6, 16), (4, 16), (8, 8), (6, 8), (4, 8), (8, 4)],
-        ),
-    ],
-)
-def test_convolutional_levels_have_the_shapes_of_figure_10(name: str, shapes: list[tuple[int, int]]) -> None:
-    _, algorithm, _ = built(name)
-    algorithm.eval()
-    x = torch.zeros(1, *IMAGE[name])
-    assert algorithm.levels == len(shapes)
-    for level, (features, side) in enumerate(shapes, start=1):
-        assert algorithm.encode(x, level).shape == (1, features, side, side)
-
-
-@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("model.table.1.latent=[1,8,8]", r"model\.table\.1\.latent.*16 x 16"),
@@ -131,8 +122,9 @@ def test_a_wrong_table_is_refused(override: str, message: str) -> None:
         build_algorithm(config, (3, 32, 32))
 
 
-def test_the_paper_model_has_the_papers_sizes() -> None:
-    _, algorithm, _ = built("stackedwae")
+@pytest.mark.parametrize("name", ["stackedwae", "wae_hierarchical"])
+def test_the_paper_model_has_the_papers_sizes(name: str) -> None:
+    _, algorithm, _ = built(name)
     x = torch.rand(2, 1, 28, 28)
     algorithm.eval()
     assert [tuple(algorithm.encode(x, i).shape) for i in range(1, 6)] == [(2, d) for d in (32, 16, 8, 4, 2)]
@@ -143,3 +135,79 @@ def test_the_paper_model_has_the_papers_sizes() -> None:
         total += below[i] * h + body + (h + 1) * 2 * below[i + 1]
         total += below[i + 1] * h + body + (h + 1) * below[i] * (2 if i else 1)
     assert sum(p.numel() for p in algorithm.parameters()) == total
+
+
+TABLES = {  # kernel, filters, resample, latent features, side: Figure 10
+    "stackedwae_svhn": [
+        (5, 64, True, 2, 16), (3, 64, False, 1, 16), (3, 96, True, 2, 8),
+        (3, 96, False, 1, 8), (3, 128, True, 2, 4), (3, 128, False, 1, 4),
+    ],
+    "stackedwae_celeba": [
+        (7, 64, True, 8, 32), (5, 64, False, 6, 32), (3, 64, False, 4, 32),
+        (3, 64, True, 8, 16), (3, 96, False, 6, 16), (3, 96, False, 4, 16),
+        (3, 96, True, 8, 8), (3, 128, False, 6, 8), (3, 128, False, 4, 8), (3, 128, True, 8, 4),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_convolutional_levels_have_the_shapes_and_sizes_of_figure_10(name: str) -> None:
+    _, algorithm, _ = built(name)
+    algorithm.eval()
+    x, below, total = torch.zeros(1, *IMAGE[name]), 3, 0
+    assert algorithm.levels == len(TABLES[name])
+
+    def network(inputs: int, kernel: int, filters: int, wide: int, outputs: int) -> int:
+        """Two convolutions with batch norm, a resampling one, a shortcut, batch norm, and one with bias."""
+        convolutions = inputs * filters + filters**2 + filters * wide + wide * outputs
+        return kernel**2 * (convolutions + inputs * wide) + 4 * filters + 2 * wide + outputs
+
+    for level, (kernel, filters, resample, features, side) in enumerate(TABLES[name], start=1):
+        assert algorithm.encode(x, level).shape == (1, features, side, side)
+        up, down = (2 * filters, filters // 2) if resample else (filters, filters)
+        total += network(below, kernel, filters, up, 2 * features)
+        total += network(features, kernel, filters, down, below * (2 if level > 1 else 1))
+        below = features
+    assert sum(p.numel() for p in algorithm.parameters()) == total
+
+
+def test_the_ablation_trains_only_the_first_encoder() -> None:
+    _, algorithm, updater = built("wae_hierarchical")
+    before = {k: v.clone() for k, v in model_state(algorithm).items()}
+    algorithm.step(batches(algorithm, IMAGE["wae_hierarchical"]), updater)
+    moved = {k.rsplit(".body", 1)[0] for k, v in model_state(algorithm).items() if not torch.equal(v, before[k])}
+    assert moved == {"model.encoders.0", *(f"model.decoders.{i}" for i in range(5))}
+
+
+def test_the_ablation_matches_codes_with_the_learned_chain() -> None:
+    """Eq. 8 by hand: the MMD of q(z_1) and of z_1 drawn from z_5 down, in the 32 dimensions of z_1."""
+    _, algorithm, _ = built("wae_hierarchical")
+    batch = next(batches(algorithm, IMAGE["wae_hierarchical"]))
+    algorithm.eval()
+    with torch.no_grad():
+        terms = algorithm.validate(batch)
+        mean, variance = algorithm.encoders[0](batch.x)
+        z = mean + variance.sqrt() * batch.noise.normal("z1", 32)
+        learned = batch.noise.normal("prior", 2)
+        for i in (4, 3, 2, 1):
+            mean, variance = algorithm.decoders[i](learned)
+            learned = mean + variance.sqrt() * batch.noise.normal(f"decode{i}", *mean.shape[1:])
+        assert learned.shape == (8, 32)
+        torch.testing.assert_close(terms["mmd"], 10.0 * imq_mmd(z, learned))
+        torch.testing.assert_close(terms["x"], (algorithm.decode(z) - batch.x).square().sum((1, 2, 3)).mean())
+
+
+@pytest.mark.parametrize("name", ["stackedwae_svhn", "stackedwae_celeba"])
+def test_channels_last_and_width_change_no_shape(name: str) -> None:
+    config = configs.validate(configs.compose([f"model={name}", "model.width=2", "trainer.batch_size=8"]))
+    wide = build_algorithm(config, IMAGE[name])
+    _, narrow, _ = built(name)
+    assert sum(p.numel() for p in wide.parameters()) > 3 * sum(p.numel() for p in narrow.parameters())
+    x = next(batches(wide, IMAGE[name])).x
+    wide.eval()
+    with torch.no_grad():
+        expected = wide.reconstruct(x, 3)
+        distribute(wide, World(), strategy="ddp", shard_size=None, sync_batchnorm=True, channels_last=True)
+        kernels = [p for p in wide.parameters() if p.ndim == 4 and min(p.shape) > 1]
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+        torch.testing.assert_close(wide.reconstruct(x, 3), expected, rtol=1e-4, atol=1e-4)

@@ -27,6 +27,18 @@ def test_any_world_trains_the_same_parameters(model: str, way: str) -> None:
             assert seen[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
 
 
+@pytest.mark.parametrize("way", ["ddp2", "fsdp2"])
+@pytest.mark.parametrize("model", ["stackedwae_svhn", "stackedwae_celeba"])
+def test_a_step_of_the_papers_convolutional_models_is_the_same_in_any_world(model: str, way: str) -> None:
+    world, overrides = WAYS[way]
+    batch = "trainer.batch_size=4"
+    expected, metrics = train(make_config(model, batch), 1)
+    for weights, seen in launch(world, train, make_config(model, batch, *overrides), 1):
+        assert difference(expected, weights) < 1e-7
+        for key, value in metrics.items():
+            assert seen[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(world: int) -> None:
     expected, metrics = train(make_config("adversary"))

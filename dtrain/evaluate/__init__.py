@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from dtrain.config import EvaluateConfig
+from dtrain.config import ConfigError, EvaluateConfig
 from dtrain.data.build import Loader
 from dtrain.distributed import World
 from dtrain.evaluate import pictures
 from dtrain.evaluate.heldout import held_out
 from dtrain.models.base import Algorithm
+
+
+def check(settings: EvaluateConfig) -> None:
+    """ConfigError for what is not installed, before anything is trained."""
+    if settings.projection == "umap" and importlib.util.find_spec("umap") is None:
+        raise ConfigError("evaluate.projection=umap needs umap-learn: pip install 'dtrain[umap]'; or set pca")
 
 
 class Interrupted(Exception):

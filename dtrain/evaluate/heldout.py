@@ -1,4 +1,4 @@
-"""Held-out numbers: the objective with its terms, and the reconstruction error from every level."""
+"""Held-out numbers: the objective with its terms, and how much every level is used."""
 
 from __future__ import annotations
 
@@ -6,36 +6,72 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from dtrain.data.build import Loader
 from dtrain.distributed import World
 from dtrain.models.base import Algorithm
+
+INACTIVE = 0.01  # a dimension whose mean varies less over the data carries nothing
+
+
+class Sums:
+    """Weighted sums of tensors by name, over batches and then over ranks, in float64."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, key: str, value: Tensor) -> None:
+        value = value.detach().to("cpu", torch.float64)
+        self.values[key] = self.values[key] + value if key in self.values else value
+
+    def reduce(self, world: World) -> dict[str, Tensor]:
+        flat = torch.cat([v.flatten() for v in self.values.values()])
+        if world.size > 1:
+            dist.all_reduce(flat, group=world.control)
+        parts = flat.split([v.numel() for v in self.values.values()])
+        return {k: part.view(v.shape) for (k, v), part in zip(self.values.items(), parts, strict=True)}
 
 
 def held_out(algorithm: Algorithm, test: Loader, world: World, poll: Callable[[], None]) -> dict[str, float]:
     """Means over the held-out set, each sample once, the same on every rank.
 
     objective and objective/<term>: the algorithm's own (Eq. 14 for StackedWAE), averaged over batches by size.
-    mse/level<i>: mean over pixels of (x - reconstruction from level i)^2, with pixels scaled to [0, 1].
+    For every level i of the hierarchy:
+    mse/level<i>: mean over pixels of (x - reconstruction from level i)^2, with pixels scaled to [0, 1];
+    explained/level<i>: the share of x's variance that this reconstruction explains;
+    inactive/level<i>: the share of its dimensions whose posterior mean has a variance <= 0.01 over the data.
     """
     low, high = algorithm.value_range
-    sums: dict[str, torch.Tensor] = {}
-
-    def add(key: str, value: torch.Tensor, weight: int) -> None:
-        sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().cpu() * weight
-
-    count = torch.zeros((), dtype=torch.float64)
+    levels = range(1, algorithm.levels + 1)
+    sums = Sums()
     for batch in test.once():
         poll()
         for name, term in algorithm.validate(batch).items():
-            add(f"objective/{name}", term, len(batch))
-        for level in range(1, algorithm.levels + 1):
-            error = algorithm.reconstruct(batch.x, level) - batch.x
-            add(f"mse/level{level}", (error / (high - low)).square().mean(), len(batch))
-        count += len(batch)
-    total = torch.stack([*sums.values(), count])
-    if world.size > 1:
-        dist.all_reduce(total, group=world.control)
-    values = dict(zip(sums, (total[:-1] / total[-1]).tolist(), strict=True))
-    terms = [v for k, v in values.items() if k.startswith("objective/")]
-    return {"objective": sum(terms), **values} if terms else values
+            sums.add(f"objective/{name}", term * len(batch))
+        x = (batch.x - low) / (high - low)
+        sums.add("x", x.sum(0))
+        sums.add("x^2", x.square().sum(0))
+        for level in levels:
+            z = algorithm.encode(batch.x, level)
+            error = (algorithm.decode(z, level) - batch.x) / (high - low)
+            sums.add(f"mse/level{level}", error.square().flatten(1).mean(1).sum())
+            sums.add(f"z{level}", z.flatten(1).sum(0))
+            sums.add(f"z{level}^2", z.flatten(1).double().square().sum(0))
+        sums.add("count", torch.tensor(float(len(batch))))
+    total = sums.reduce(world)
+    count = total.pop("count")
+    mean = {k: v / count for k, v in total.items()}
+
+    def variance(key: str) -> Tensor:
+        return (mean[f"{key}^2"] - mean[key].square()).clamp_min(0)
+
+    values = {k: float(v) for k, v in mean.items() if k.startswith("objective/")}
+    values = {"objective": sum(values.values()), **values} if values else {}
+    of_x = variance("x").mean()
+    for level in levels:
+        mse = mean[f"mse/level{level}"]
+        values[f"mse/level{level}"] = float(mse)
+        values[f"explained/level{level}"] = float(1 - mse / of_x)
+        values[f"inactive/level{level}"] = float((variance(f"z{level}") <= INACTIVE).double().mean())
+    return values

@@ -1,4 +1,4 @@
-"""Pictures of a run: samples, reconstructions per level, the interpolation grid, the latents by label."""
+"""Pictures of a run: samples, reconstructions per level, interpolations, the latents by label."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 Pixels = npt.NDArray[np.float32]
+Points = npt.NDArray[np.float64]
 CHUNK = 128  # images encoded at a time
 
 
@@ -39,7 +40,8 @@ def draw(
         "samples.png": _samples(algorithm, settings, x.device),
         "reconstructions.png": _reconstructions(algorithm, x[: settings.rows]),
         "interpolation.png": _interpolation(algorithm, settings.grid, x[:2]),
-        "latents.png": _latents(algorithm, x[: settings.points], labels),
+        "paths.png": _paths(algorithm, x[: settings.rows]),
+        "latents.png": _latents(algorithm, x[: settings.points], labels, settings.projection),
     }
     if world.main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,23 +122,45 @@ def _interpolation(algorithm: Algorithm, side: int, x: Tensor) -> plt.Figure | N
     return show([(caption, page)], f"Interpolation over z_{algorithm.levels}")
 
 
-def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None) -> plt.Figure:
+def _paths(algorithm: Algorithm, x: Tensor, steps: int = 8) -> plt.Figure | None:
+    """Straight paths between the deepest codes of pairs of data points, with the pairs and their reconstructions."""
+    pairs = len(x) // 2
+    if not pairs:
+        return None
+    a, b = x[:pairs], x[pairs : 2 * pairs]
+    start, end = (algorithm.encode(anchor, algorithm.levels) for anchor in (a, b))
+    between = [algorithm.decode(torch.lerp(start, end, t), algorithm.levels) for t in torch.linspace(0, 1, steps)]
+    columns = torch.stack([a, *between, b], dim=1).flatten(0, 1)
+    caption = f"left and right: data; between: decoded from {steps} points of the line between their codes"
+    page = tile(_pixels(algorithm, columns), steps + 2)
+    return show([(caption, page)], f"Interpolation between data points in z_{algorithm.levels}")
+
+
+def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection: str) -> plt.Figure:
     colours = None if labels is None else labels.cpu().numpy()
     figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
     for level, ax in enumerate(axes[0], start=1):
-        z = torch.cat([algorithm.encode(part, level).flatten(1) for part in x.split(CHUNK)])
+        z = torch.cat([algorithm.encode(part, level).flatten(1) for part in x.split(CHUNK)]).double().cpu()
         dims = z.shape[1]
-        points = _principal(z.double().cpu()).numpy() if dims > 2 else z.cpu().numpy()
+        project = _umap if projection == "umap" else _principal
+        points = project(z) if dims > 2 else z.numpy()
         dots = ax.scatter(points[:, 0], points[:, -1], c=colours, s=4, cmap="tab10", vmin=-0.5, vmax=9.5)
-        ax.set_title(f"z_{level}: {dims} dimensions" + (", PCA" if dims > 2 else ""), fontsize=9)
+        ax.set_title(f"z_{level}: {dims} dimensions" + (f", {projection.upper()}" if dims > 2 else ""), fontsize=9)
     if colours is not None:
         figure.colorbar(dots, ax=axes, ticks=range(10), label="label", fraction=0.02, pad=0.01)
     figure.suptitle("Codes (means) of held-out data at every level")
     return figure
 
 
-def _principal(z: Tensor) -> Tensor:
+def _principal(z: Tensor) -> Points:
     """The two leading principal components of the rows: [N, d] -> [N, 2]."""
     centred = z - z.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    return centred @ directions[:2].T
+    return (centred @ directions[:2].T).numpy()
+
+
+def _umap(z: Tensor) -> Points:
+    """UMAP's two dimensions of the rows: [N, d] -> [N, 2], the same on every call."""
+    from umap import UMAP
+
+    return UMAP(random_state=0, n_jobs=1).fit_transform(z.numpy())

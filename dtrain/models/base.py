@@ -23,7 +23,8 @@ class Update(Protocol):
 class Algorithm(nn.Module):
     """Networks, a partition of them into parameter groups, and a step.
 
-    groups: group name -> the networks (attribute paths) it owns; every network is in exactly one group.
+    groups: group name -> the networks (attribute paths) it owns; every network is in one group, or in none if
+        nothing ever trains it.
     value_range: what the images are scaled to. levels: depth of the latent hierarchy.
     batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
         micro-batched, and needs `gather` to be the same on any number of processes.
@@ -44,6 +45,10 @@ class Algorithm(nn.Module):
     def step(self, batches: Iterator[Batch], update: Update) -> None:
         """One training step, as the paper's algorithm prints it."""
         raise NotImplementedError
+
+    def summary(self) -> str:
+        """The sizes that a person wants to see when a run starts; "" for none."""
+        return ""
 
     def validate(self, batch: Batch) -> Terms:
         """The held-out terms of one batch, whose sum is the objective; {} where there is none."""

@@ -84,13 +84,18 @@ class StackedWAE(Algorithm):
         encoders = [GaussianMLP(below[i], h, below[i + 1]) for i, h in enumerate(hidden)]
         decoders = [GaussianMLP(below[i + 1], h, below[i]) for i, h in enumerate(hidden) if i]
         bottom = ImageMLP(below[1], hidden[0], image_shape)
-        self._stack(encoders, [bottom, *decoders], [(d,) for d in latent_dims])
+        self._stack(encoders, [bottom, *decoders], image_shape, [(d,) for d in latent_dims])
         self._weigh(lambda_rec, lambda_match, weights, prior_scale, lambda_sigma, lambda_sigma_decay)
 
     def _stack(
-        self, encoders: Sequence[nn.Module], decoders: Sequence[nn.Module], shapes: list[tuple[int, ...]]
+        self,
+        encoders: Sequence[nn.Module],
+        decoders: Sequence[nn.Module],
+        image_shape: tuple[int, int, int],
+        shapes: list[tuple[int, ...]],
     ) -> None:
-        """The networks of every level, bottom up, and the shapes of z_1 .. z_N."""
+        """The networks of every level, bottom up, and the shapes of x and z_1 .. z_N."""
+        self.image_shape = image_shape
         self.encoders, self.decoders, self.latent_shapes = nn.ModuleList(encoders), nn.ModuleList(decoders), shapes
         self.levels = len(shapes)
         self.groups = {f"level{i + 1}": (f"encoders.{i}", f"decoders.{i}") for i in range(self.levels)}
@@ -148,16 +153,57 @@ class StackedWAE(Algorithm):
         return self.decoders[0](z)
 
     def sample(self, noise: Noise) -> Tensor:
-        """z_N from the prior, then z_{i-1} ~ p(z_{i-1} | z_i) down the chain (Eq. 1)."""
+        return self.decoders[0](self.sample_codes(noise))
+
+    def sample_codes(self, noise: Noise) -> Tensor:
+        """z_1 of the generative model: z_N from the prior, then z_{i-1} ~ p(z_{i-1} | z_i) down the chain (Eq. 1)."""
         z = self.prior_scale * noise.normal("prior", *self.latent_shapes[-1])
         for i in range(self.levels - 1, 0, -1):
             mean, variance = self.decoders[i](z)
             z = draw(mean, variance, noise, f"decode{i}")
-        return self.decoders[0](z)
+        return z
+
+    def summary(self) -> str:
+        shapes = " x ".join(map(str, self.image_shape)), *(" x ".join(map(str, s)) for s in self.latent_shapes)
+        return ", ".join(f"z_{i} {shape}" if i else f"x {shape}" for i, shape in enumerate(shapes))
+
+
+class HierarchicalWAE(StackedWAE):
+    """The ablation: one WAE whose prior on z_1 is the chain of decoders above it (Eq. 8).
+
+    Nothing in the objective depends on the encoders above the first: they keep their first weights, in no group.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        latent_dims: Annotated[list[Dimension], Field(min_length=1)],
+        hidden: Annotated[list[Dimension], Field(min_length=1)],
+        lambda_match: Weight,
+        prior_scale: Annotated[float, Field(gt=0)] = 1.0,
+    ) -> None:
+        super().__init__(
+            image_shape, latent_dims=latent_dims, hidden=hidden, lambda_rec=0.0, lambda_match=lambda_match,
+            weights="svhn", prior_scale=prior_scale,
+        )  # fmt: skip
+        upper = {f"level{i + 1}": (f"decoders.{i}",) for i in range(1, self.levels)}
+        self.groups = {"level1": self.groups["level1"], **upper}
+
+    def objective(self, batch: Batch) -> Terms:
+        """Eq. 8: c(x, x_hat) through z_1, and the MMD between its codes and the z_1 of the generative model."""
+        mean, variance = self.encoders[0](batch.x)
+        z = draw(mean, variance, batch.noise, "z1")
+        learned = self.sample_codes(batch.noise).to(z.dtype)
+        mmd = imq_mmd(self.gather(z), self.gather(learned), self.prior_scale)
+        return {"x": squared_cost(batch.x, self.decoders[0](z)), "mmd": self.lambda_match * mmd}
 
 
 class ConvStackedWAE(StackedWAE):
-    """StackedWAE with residual networks, on images in [-1, 1] (SVHN with 6 levels, CelebA with 10)."""
+    """StackedWAE with residual networks, on images in [-1, 1] (SVHN with 6 levels, CelebA with 10).
+
+    width multiplies the filters of every level.
+    """
 
     value_range = (-1.0, 1.0)
 
@@ -166,6 +212,7 @@ class ConvStackedWAE(StackedWAE):
         image_shape: tuple[int, int, int],
         *,
         table: Annotated[list[Level], Field(min_length=1)],
+        width: Dimension = 1,
         lambda_rec: Weight,
         lambda_match: Weight,
         weights: Schedule,
@@ -178,7 +225,7 @@ class ConvStackedWAE(StackedWAE):
         encoders: list[nn.Module] = []
         decoders: list[nn.Module] = []
         for i, level in enumerate(table):
-            kernel, filters = level["kernel"], level["filters"]
+            kernel, filters = level["kernel"], width * level["filters"]
             below, above = ([image_shape, *shapes][j][0] for j in (i, i + 1))
             down, up = (halve, double) if level["resample"] else (same, same)
             encoders.append(GaussianResNet(below, filters, above, kernel, down, nn.LeakyReLU(0.2)))
@@ -186,7 +233,7 @@ class ConvStackedWAE(StackedWAE):
                 decoders.append(GaussianResNet(above, filters, below, kernel, up, nn.ReLU()))
             else:
                 decoders.append(ImageResNet(above, filters, below, kernel, up))
-        self._stack(encoders, decoders, shapes)
+        self._stack(encoders, decoders, image_shape, shapes)
         self._weigh(lambda_rec, lambda_match, weights, prior_scale, lambda_sigma, lambda_sigma_decay)
 
 
