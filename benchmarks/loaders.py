@@ -113,8 +113,10 @@ def measure(split: Split, folder: Path, batch_size: int, repeats: int, seconds: 
         for _ in range(-(-len(split) // batch_size)):
             next(streams[label])
     rates: dict[str, list[float]] = {name: [] for name in (*streams, *(f"{label}_float" for label in floats))}
+    turns = [("bare_gather", streams.pop("bare_gather")), *streams.items()]  # beside resident, which it measures
+    turns += [(f"{label}_float", stream) for label, stream in floats.items()]
     for repeat in range(repeats):
-        for name, stream in (*streams.items(), *((f"{label}_float", s) for label, s in floats.items())):
+        for name, stream in turns if repeat % 2 else reversed(turns):
             rates[name].append(rate(stream, batch_size, seconds))
         shown = ", ".join(f"{name} {values[-1]:,.0f}" for name, values in rates.items())
         print(f"round {repeat + 1}/{repeats}, images/s: {shown}", file=sys.stderr)

@@ -133,8 +133,12 @@ class Log:
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}  # JSON has no NaN
         append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "time": time.time(), **finite})
-        for key, value in values.items():
-            self._board.add_scalar(key if kind == "train" else f"evaluation/{key}", value, step)
+        prefix = "" if kind == "train" else f"{kind}/"
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        # One event for all of them: add_scalar would wake the writing thread for each.
+        summary = Summary(value=[Summary.Value(tag=prefix + k, simple_value=v) for k, v in values.items()])
+        self._board._get_file_writer().add_summary(summary, step)
 
     def beat(self, step: int, every: float = 2.0, **changes: Any) -> None:
         """Refreshes status.json, at most every `every` seconds unless something changed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class Metrics:
     skipped: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Row:
     """One update: when it was (call counts all updates, and so orders them), and its scalars on the device.
 
@@ -69,12 +70,13 @@ def read(records: dict[str, Record], world: World, overflow: bool) -> Metrics:
     for label, record in records.items():
         if not record.rows:
             continue
-        # The mean over ranks of a NaN on one is NaN on all: every rank reaches the same verdict.
-        table, skipped = world.mean(record.table()).split([len(record.terms) + len(record.groups), 1], 1)
-        bad = ~table.isfinite()
+        # The mean over ranks of a NaN on one is NaN on all: every rank reaches the same verdict. In numpy: each of
+        # torch's operations lets go of Python's lock, and waits for the thread that writes the last log.
+        table, skipped = np.split(world.mean(record.table()).numpy(), [len(record.terms) + len(record.groups)], 1)
+        bad = ~np.isfinite(table)
         if overflow:
             bad[:, len(record.terms) :] = False
-        for index, column in bad.nonzero().tolist():
+        for index, column in np.argwhere(bad).tolist():
             row = record.rows[index]
             what = f"{record.name(label, column)} is not finite at step {row.step + 1}"
             if skipped[index]:
@@ -82,9 +84,14 @@ def read(records: dict[str, Record], world: World, overflow: bool) -> Metrics:
                     metrics.skipped.append(what)
             elif first is None or row.call < first[0]:
                 first = (row.call, what)
-        table[:, len(record.terms) :][~torch.tensor([row.measured for row in record.rows])] = torch.nan
-        kept = table[~skipped.squeeze(1).bool()]
-        means = kept.masked_fill(overflow & kept.isinf(), torch.nan).nanmean(0).tolist()
+        kept = skipped[:, 0] == 0
+        counted = np.repeat(kept[:, None], table.shape[1], 1)
+        counted[:, len(record.terms) :] &= np.array([[row.measured] for row in record.rows])
+        if overflow:
+            counted &= np.isfinite(table)
+        counts = counted.sum(0)
+        sums = np.where(counted, table, 0.0).sum(0)
+        means = [float(total / n) if n else math.nan for total, n in zip(sums, counts, strict=True)]
         terms = dict(zip(record.terms, means, strict=False))
         metrics.values |= {f"loss/{label}": sum(terms.values())} | {f"loss/{label}/{k}": v for k, v in terms.items()}
         norms = zip(record.groups, means[len(record.terms) :], strict=True)

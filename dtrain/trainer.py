@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,11 +26,15 @@ STOPPED = 75  # EX_TEMPFAIL: stopped on request, the same command continues
 
 
 class Stream:
-    """The training batches, counting images and the seconds spent waiting for them."""
+    """The training batches, counting images and the seconds spent waiting for them.
+
+    The first is fetched at once: what a loader does but once, such as compiling, is not a wait of the first step.
+    """
 
     def __init__(self, loader: Loader, batch_size: int, images: int = 0) -> None:
         self.images, self.waited, self._size = images, 0.0, batch_size
-        self._batches = loader.batches(images)
+        batches = loader.batches(images)
+        self._batches = chain([next(batches)], batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

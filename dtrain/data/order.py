@@ -37,7 +37,13 @@ class Order:
 
     def indices(self, at: Indices) -> Indices:
         """Sample index at each (ascending) position."""
-        epochs, offsets = np.divmod(at, self.count)
-        if epochs[0] == epochs[-1]:
-            return self.permutation(int(epochs[0]))[offsets]
-        return np.concatenate([self.permutation(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+        if not len(at):
+            return at
+        first, last = int(at[0]) // self.count, int(at[-1]) // self.count
+        if first == last:
+            return self.permutation(first).take(at - first * self.count)
+        bounds = np.searchsorted(at, np.arange(first + 1, last + 1) * self.count)
+        parts = np.split(at, bounds)
+        return np.concatenate(
+            [self.permutation(e).take(p - e * self.count) for e, p in enumerate(parts, start=first)]
+        )

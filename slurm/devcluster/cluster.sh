@@ -79,9 +79,10 @@ start_mariadb() {
         daemon "$STATE/mariadb/log" mariadb-install-db --no-defaults --datadir="$data" --user="$owner" \
             --auth-root-authentication-method=socket --auth-root-socket-user=root --skip-test-db --skip-name-resolve
     fi
+    # Its waiting shell must not keep our own output open.
     daemon "$STATE/mariadb/log" mariadbd --no-defaults --datadir="$data" --user="$owner" --socket="$DB_SOCKET" \
         --pid-file="$STATE/mariadb/pid" --skip-networking --innodb-buffer-pool-size=64M \
-        --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 &
+        --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 >/dev/null 2>&1 &
     wait_for 60 MariaDB mariadb-admin --no-defaults --socket="$DB_SOCKET" ping
 }
 
