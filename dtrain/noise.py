@@ -79,6 +79,10 @@ class Noise:
         z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
         return z[:, :count].reshape(-1, *shape)
 
+    def inner(self, iteration: int) -> Noise:
+        """Other numbers for the same rows, for each time that an inner loop comes back to a batch."""
+        return Noise(site_key(self.seed, f"inner {iteration}"), self.position)
+
     def chunk(self, n: int) -> list[Noise]:
         """n equal parts along the batch."""
         return [Noise(self.seed, p) for p in self.position.chunk(n)]

@@ -109,8 +109,9 @@ class Updater:
     def _callable(self, names: tuple[str, ...], loss_fn: LossFunction) -> Callable[..., Terms]:
         if not self.compile or self.double_backward.intersection(names):
             return loss_fn
-        key = getattr(loss_fn, "__func__", loss_fn)
-        return self._compiled.setdefault(key, torch.compile(loss_fn))
+        if loss_fn not in self._compiled:
+            self._compiled[loss_fn] = torch.compile(loss_fn)
+        return self._compiled[loss_fn]
 
     def _backward(
         self,

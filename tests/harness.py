@@ -24,8 +24,8 @@ from dtrain.update import Updater
 
 SHAPE = (1, 6, 6)
 STACKED = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]")
-ADVERSARY = ("model._target_=tests.adversary.Adversary",)
-MODELS = {"stackedwae": STACKED, "adversary": ADVERSARY}
+SWAE = ("model=swae", "model.code=3", "model.width=4", "model.hidden=8")
+MODELS: dict[str, tuple[str, ...]] = {"stackedwae": STACKED, "adversary": (), "swae": SWAE}
 
 
 COUNT = 96
@@ -33,6 +33,8 @@ COUNT = 96
 
 def image_shape(config: Config) -> tuple[int, int, int]:
     """Of the images that a model is trained on here: tiny, or as its table of levels wants them."""
+    if config.model["_target_"].endswith("swae.SWAE"):
+        return (1, 24, 24)
     if "table" not in config.model:
         return SHAPE
     first = config.model["table"][0]
@@ -47,7 +49,7 @@ def images(shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
 
 def make_config(model: str, *overrides: str) -> Config:
     """A small run of a model; its batch is 16 images of all processes together."""
-    small = STACKED if model in MODELS else (f"model={model}",)
+    small = MODELS.get(model, (f"model={model}",))
     cfg = configs.compose(["trainer.batch_size=16", "trainer.max_steps=40", *small, *overrides])
     if model == "adversary":
         cfg.model = {"_target_": "tests.adversary.Adversary"}

@@ -26,6 +26,9 @@ IMAGE = {
     "wae_hierarchical": (1, 28, 28),
     "stackedwae_svhn": (3, 32, 32),
     "stackedwae_celeba": (3, 64, 64),
+    "swae": (1, 28, 28),
+    "swae_cifar10": (3, 32, 32),
+    "swae_celeba": (3, 64, 64),
 }
 # Eq. 8 has no use for the upper encoders.
 UNTRAINED = {"wae_hierarchical": ("encoders.1", "encoders.2", "encoders.3", "encoders.4")}

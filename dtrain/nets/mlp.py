@@ -24,14 +24,15 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Sequential):
-    """[B, ...] -> [B, out]: two hidden layers of one width, each linear, batch norm, ReLU; then linear."""
+    """[B, ...] -> [B, out]: hidden layers of one width, each linear, batch norm, ReLU; then linear."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 2) -> None:
         def block(n: int) -> list[nn.Module]:
             # No bias before batch norm: its gradient is rounding noise, which Adam would blow up to full steps.
             return [nn.Linear(n, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
 
-        super().__init__(nn.Flatten(), *block(inputs), *block(hidden), nn.Linear(hidden, outputs))
+        layers = [m for i in range(depth) for m in block(hidden if i else inputs)]
+        super().__init__(nn.Flatten(), *layers, nn.Linear(hidden, outputs))
 
 
 class GaussianMLP(Recomputable):

@@ -1,0 +1,146 @@
+"""SWAE: a stacked Wasserstein autoencoder in two adversarial stages, several priors on one stage I (paper 000)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dtrain.data.batch import Batch
+from dtrain.losses.adversarial import critic_loss, fooling_loss
+from dtrain.models.base import Algorithm, Terms, Update
+from dtrain.nets.dcgan import CodeCritic, ImageDecoder, ImageEncoder, PatchCritic
+from dtrain.nets.mlp import MLP, full_precision
+from dtrain.noise import Noise
+
+Dimension = Annotated[int, Field(gt=0)]
+Prior = Literal["normal", "uniform"]
+
+
+class Head(nn.Module):
+    """Stage II for one prior: E2, G2 and their critic D2 on codes h of stage I. z has h's dimension."""
+
+    def __init__(self, prior: Prior, code: int, hidden: int) -> None:
+        super().__init__()
+        self.prior, self.code = prior, code
+        self.encoder, self.decoder = MLP(code, hidden, code, depth=3), MLP(code, hidden, code, depth=3)
+        self.critic = CodeCritic(code, hidden)
+
+    def draw(self, noise: Noise) -> Tensor:
+        """z from N(0, I) or U(-1, 1): float32 [B, code]."""
+        if self.prior == "normal":
+            return noise.normal("prior", self.code)
+        return 2 * noise.uniform("prior", self.code) - 1
+
+    def critic_loss(self, h: Tensor, noise: Noise) -> Terms:
+        """D2 ascends log D2(z) + log(1 - D2(E2 h))."""
+        with torch.no_grad():
+            codes = full_precision(self.encoder(h))
+        return {"critic": critic_loss(self.critic(self.draw(noise).to(codes.dtype)), self.critic(codes))}
+
+    def autoencoder_loss(self, h: Tensor) -> Terms:
+        """E2, G2 descend |h - G2(E2 h)|^2 - log D2(E2 h) (Eq. 4), the square as a mean over elements."""
+        codes = full_precision(self.encoder(h))
+        error = (full_precision(self.decoder(codes)) - h).square().mean()
+        return {"code": error, "fool": fooling_loss(self.critic(codes))}
+
+
+class SWAE(Algorithm):
+    """Stage I: E1, G1 and the image critic D1. Stage II: a head per prior, on codes that carry no gradient back.
+
+    Level 1 of the hierarchy is h = E1(x); level 2 is z of the first prior.
+    """
+
+    value_range = (-1.0, 1.0)
+    levels = 2
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        *,
+        code: Dimension,
+        width: Dimension = 64,
+        hidden: Dimension = 512,
+        priors: Annotated[list[Prior], Field(min_length=1)],
+        lambda_adversary: Annotated[float, Field(ge=0)] = 1e-3,
+        inner_steps: Dimension = 2,
+        fresh_batches: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(set(priors)) < len(priors):
+            raise ValueError(f"model.priors={priors}: each prior at most once")
+        self.lambda_adversary, self.inner_steps, self.fresh_batches = lambda_adversary, inner_steps, fresh_batches
+        self.encoder = ImageEncoder(image_shape, code, width)
+        self.decoder = ImageDecoder(image_shape, code, width)
+        self.groups = {"autoencoder1": ("encoder", "decoder")}
+        if lambda_adversary:
+            self.critic = PatchCritic(image_shape[0], width)
+            self.groups["critic1"] = ("critic",)
+        self.heads = nn.ModuleDict({prior: Head(prior, code, hidden) for prior in priors})
+        for prior in priors:
+            self.groups[f"critic2_{prior}"] = (f"heads.{prior}.critic",)
+            self.groups[f"autoencoder2_{prior}"] = (f"heads.{prior}.encoder", f"heads.{prior}.decoder")
+
+    def step(self, batches: Iterator[Batch], update: Update) -> None:
+        """Algorithm 1. With fresh_batches the inner loop goes on to other images."""
+        batch = next(batches)
+        if self.lambda_adversary:
+            update("critic1", self.critic1_loss, batch)
+        update("autoencoder1", self.autoencoder1_loss, batch)
+        for i in range(self.inner_steps):
+            if self.fresh_batches and i:
+                batch = next(batches)
+            h = self.codes(batch)
+            for prior, head in self.by_prior.items():
+                update(f"critic2_{prior}", head.critic_loss, h, batch.noise.inner(i))
+                update(f"autoencoder2_{prior}", head.autoencoder_loss, h)
+
+    def critic1_loss(self, batch: Batch) -> Terms:
+        """D1 ascends log D1(x) + log(1 - D1(G1(E1 x)))."""
+        with torch.no_grad():
+            fake = self.reconstruct(batch.x)
+        return {"critic": critic_loss(self.critic(batch.x), self.critic(fake))}
+
+    def autoencoder1_loss(self, batch: Batch) -> Terms:
+        """E1, G1 descend |x - G1(E1 x)|^2 - lambda log D1(G1(E1 x)) (Eq. 3), the square as a mean over elements."""
+        reconstruction = self.reconstruct(batch.x)
+        terms = {"x": (reconstruction - batch.x).square().mean()}
+        if self.lambda_adversary:
+            terms["fool"] = self.lambda_adversary * fooling_loss(self.critic(reconstruction))
+        return terms
+
+    @torch.no_grad()
+    def codes(self, batch: Batch) -> Tensor:
+        """h of stage I, fixed."""
+        return self.encoder(batch.x)
+
+    def validate(self, batch: Batch) -> Terms:
+        """Squared error of G1(h) and of G1(G2(E2 h)) for every prior, means over elements."""
+        h = self.encoder(batch.x)
+        errors = {"h0": self.decoder(h)}
+        for prior, head in self.by_prior.items():
+            errors[prior] = self.decoder(full_precision(head.decoder(head.encoder(h))))
+        return {name: (x - batch.x).square().mean() for name, x in errors.items()}
+
+    @property
+    def by_prior(self) -> dict[str, Head]:
+        return {prior: head for prior, head in self.heads.items() if isinstance(head, Head)}
+
+    @property
+    def first(self) -> Head:
+        """The head of the first prior."""
+        return next(iter(self.by_prior.values()))
+
+    def encode(self, x: Tensor, level: int = 1) -> Tensor:
+        h = self.encoder(x)
+        return h if level == 1 else full_precision(self.first.encoder(h))
+
+    def decode(self, z: Tensor, level: int = 1) -> Tensor:
+        return self.decoder(z if level == 1 else full_precision(self.first.decoder(z)))
+
+    def sample(self, noise: Noise) -> Tensor:
+        """G1(G2(z)), z from the first prior."""
+        return self.decode(self.first.draw(noise), 2)

@@ -1,0 +1,113 @@
+"""SWAE: its losses against closed forms, and that stage II leaves stage I, and one head the other, alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from dtrain import config as configs
+from dtrain.build import build_algorithm
+from dtrain.config import ConfigError
+from dtrain.distributed import World
+from dtrain.losses.adversarial import critic_loss, fooling_loss
+from dtrain.models.swae import SWAE
+from dtrain.state import model_state
+from tests.harness import Session, difference, make_config
+
+SMALL = ("model=swae", "model.code=3", "model.width=4", "model.hidden=8")
+
+
+def test_the_adversarial_losses_are_the_papers() -> None:
+    real, fake = torch.tensor([2.0, -1.0]).double(), torch.tensor([0.5, -3.0]).double()
+
+    def log_d(logit: float) -> float:
+        return math.log(1 / (1 + math.exp(-logit)))
+
+    ascended = (log_d(2) + log_d(-1)) / 2 + (log_d(-0.5) + log_d(3)) / 2  # 1 - D(l) = D(-l)
+    assert float(critic_loss(real, fake)) == pytest.approx(-ascended)
+    assert float(fooling_loss(fake)) == pytest.approx(-(log_d(0.5) + log_d(-3)) / 2)
+    assert float(fooling_loss(torch.tensor([-200.0]))) == pytest.approx(200)  # no overflow, and a slope of 1
+
+
+def session(*overrides: str) -> Session:
+    return Session(make_config("swae", "trainer.batch_size=8", *overrides), World())
+
+
+def test_updates_come_in_the_order_of_algorithm_1_and_move_their_own_networks() -> None:
+    trained = session()
+    calls: list[tuple[str, set[str]]] = []
+
+    def watched(groups: Any, loss_fn: Any, *batch: Any) -> None:
+        before = {k: v.clone() for k, v in trained.algorithm.named_parameters()}
+        trained.updater(groups, loss_fn, *batch)
+        moved = {k for k, v in trained.algorithm.named_parameters() if not torch.equal(v, before[k])}
+        calls.append((groups, {k.split(".body")[0].rsplit(".0", 1)[0] for k in moved}))
+
+    trained.algorithm.step(trained.stream, watched)
+    inner = ["critic2_normal", "autoencoder2_normal", "critic2_uniform", "autoencoder2_uniform"]
+    assert [groups for groups, _ in calls] == ["critic1", "autoencoder1", *inner, *inner]
+    nets = {"critic1": ["critic."], "autoencoder1": ["encoder.", "decoder."]} | {
+        f"{kind}2_{prior}": [f"heads.{prior}.{net}." for net in own]
+        for prior in ("normal", "uniform")
+        for kind, own in (("critic", ["critic"]), ("autoencoder", ["encoder", "decoder"]))
+    }
+    for groups, moved in calls:
+        assert moved and all(name.startswith(tuple(n[:-1] for n in nets[groups])) for name in moved), groups
+
+
+def test_stage_two_sends_no_gradient_to_stage_one() -> None:
+    trained = session()
+    algorithm = trained.algorithm
+    assert isinstance(algorithm, SWAE)
+    h = algorithm.codes(next(trained.stream))
+    assert not h.requires_grad
+    head = algorithm.first
+    sum(head.autoencoder_loss(h).values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is None for net in (algorithm.encoder, algorithm.decoder) for p in net.parameters())
+    assert all(p.grad is not None for p in head.encoder.parameters())
+
+
+@pytest.mark.parametrize("prior", ["normal", "uniform"])
+def test_heads_trained_together_equal_each_trained_alone(prior: str) -> None:
+    both, alone = session(), session(f"model.priors=[{prior}]")
+    first = model_state(both.algorithm)
+    with torch.no_grad():
+        for key, tensor in model_state(alone.algorithm).items():
+            tensor.copy_(first[key])
+    both.steps(5)
+    alone.steps(5)
+    together = {k: v for k, v in both.weights().items() if k in alone.weights()}
+    assert difference(together, alone.weights()) == 0
+
+
+def test_inner_steps_draw_other_noise_and_fresh_batches_other_images() -> None:
+    batch = next(session().stream)
+    first, second = (batch.noise.inner(i).normal("prior", 3) for i in (0, 1))
+    assert not torch.equal(first, second)
+    fresh = session("model.fresh_batches=true", "model.inner_steps=3")
+    seen = []
+    fresh.algorithm.step((seen.append(1) or b for b in fresh.stream), fresh.updater)  # type: ignore[func-returns-value]
+    assert len(seen) == 3
+
+
+def test_without_lambda_there_is_no_image_critic() -> None:
+    plain = session("model.lambda_adversary=0")
+    assert "critic1" not in plain.algorithm.groups
+    metrics = plain.steps(2)
+    assert "loss/autoencoder1/fool" not in metrics and metrics["loss/autoencoder1/x"] > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.priors=[normal,normal]", "at most once"),
+        ("model.priors=[]", "priors"),
+        ("model.priors=[cauchy]", "uniform"),
+    ],
+)
+def test_wrong_priors_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_algorithm(configs.validate(configs.compose([*SMALL, override])), (1, 28, 28))
