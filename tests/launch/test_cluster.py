@@ -125,13 +125,13 @@ def test_cancel_saves_and_retry_continues(project: Project) -> None:
 SCRIPTS: dict[str, tuple[list[str], str, tuple[int, int, int], list[str]]] = {
     "celeba10.sh": (["--nodes=2", "--ntasks-per-node=1"], "celeba10", (64, 64, 3), []),
     "svhn6.sh": (["--ntasks-per-node=1"], "svhn6", (32, 32, 3), []),
-    "swae_celeba.sh": (["--ntasks-per-node=1"], "quickstart", (8, 8, 1), list(SMALL)),
+    "swae_celeba.sh": (["--ntasks-per-node=1"], "swae_celeba", (64, 64, 3), ["model.width=8"]),
     "mnist_grid.sh": (["--array=7"], "quickstart", (8, 8, 1), list(SMALL)),
 }
 
 
 def test_the_sbatch_scripts_run_to_their_end(cluster: Cluster, tmp_path: Path) -> None:
-    """Each with its own experiment and network (SWAE's script with the quickstart), on random images."""
+    """Each with its own experiment and network, on random images."""
     for script, (options, experiment, shape, overrides) in SCRIPTS.items():
         shards = tmp_path / f"{script}.shards"
         write_noise(shards, shape, train=16, test=8)
