@@ -1,45 +1,82 @@
 """Whether a configuration's model can be built, and its data opened: what a run checks before it starts.
 
-That takes torch, which takes seconds to load. So what was found good is remembered, for as long as neither the code,
-nor the data, nor the model's configuration changes.
+That takes torch, which takes seconds to load. So it loads in a process of its own, while the points are still being
+composed; and what was found good is remembered for as long as neither the code, nor the data, nor the model's
+configuration changes.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import TracebackType
 
 from omegaconf import OmegaConf
 
 from dtrain.config import Config, ConfigError, validate
 
-_DTRAIN = Path(__file__).resolve().parent.parent / "dtrain"
+_ROOT = Path(__file__).resolve().parent.parent
 
 
-def build_errors(configs: list[Config], known: Path) -> list[str | None]:
-    """For each configuration, why it cannot be built, or None. known: the file of those found good before."""
-    good = set(known.read_text().split()) if known.exists() else set()
-    found: dict[str, str | None] = dict.fromkeys(good)
-    keys = [_key(c) for c in configs]
-    for key, config in zip(keys, configs, strict=True):
-        if key not in found:
-            found[key] = _build_error(config)
-    new = [key for key in dict.fromkeys(keys) if key not in good and found[key] is None]
-    if new:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        with known.open("a") as f:
-            f.write("".join(f"{key}\n" for key in new))
-    return [found[key] for key in keys]
+class Checker:
+    """Builds models to see whether they can be. known: the file of those found good before with the present code."""
+
+    def __init__(self, known: Path) -> None:
+        self._known = known
+        code, *good = known.read_text().split() if known.exists() else [""]
+        self._good = set(good) if code == _code() else set()
+        self._process = None if self._good else self._start()
+
+    def __enter__(self) -> Checker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    def errors(self, configs: list[Config]) -> list[str | None]:
+        """For each configuration, whose paths are absolute, why it cannot be built, or None."""
+        keys = [_key(c) for c in configs]
+        unknown = {key: config for key, config in zip(keys, configs, strict=True) if key not in self._good}
+        found: dict[str, str | None] = dict(zip(unknown, self._ask(list(unknown.values())), strict=True))
+        good = [key for key, error in found.items() if error is None]
+        if good:
+            self._good.update(good)
+            self._known.parent.mkdir(parents=True, exist_ok=True)
+            self._known.write_text("\n".join([_code(), *sorted(self._good)]))
+        return [found.get(key) for key in keys]
+
+    def _ask(self, configs: list[Config]) -> list[str | None]:
+        if not configs:
+            return []
+        process = self._process or self._start()
+        self._process = None
+        answers, _ = process.communicate(json.dumps([c.model_dump(mode="json") for c in configs]))
+        if process.returncode:
+            raise RuntimeError(f"the check of the models ended with code {process.returncode}; its error is above")
+        return list(json.loads(answers))
+
+    @staticmethod
+    def _start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "launch.check"],
+            cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
 
-def _build_error(config: Config) -> str | None:
+def _build_error(content: dict[str, object]) -> str | None:
     import torch
 
     from dtrain.build import build_algorithm, open_data
 
     try:
-        validate(OmegaConf.create(config.model_dump(mode="json")))
+        config = validate(OmegaConf.create(content))
         train, _ = open_data(config)
         with torch.device("meta"):  # shapes without memory
             build_algorithm(config, train.image_shape)
@@ -49,17 +86,24 @@ def _build_error(config: Config) -> str | None:
 
 
 def _key(config: Config) -> str:
-    """A digest of all that the answer depends on."""
+    """A digest of all that the answer depends on, but for the code."""
     data = config.data
     manifests = [data.path / split / "manifest.json" for split in (data.train, data.test)]
     content = config.model_dump_json(exclude={"seed", "run", "loader", "evaluate"})
-    parts = [_code(), content, *(str(m.stat().st_mtime_ns) if m.exists() else "missing" for m in manifests)]
+    parts = [content, *(str(m.stat().st_mtime_ns) if m.exists() else "missing" for m in manifests)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 @functools.cache
 def _code() -> str:
     digest = hashlib.sha256()
-    for file in sorted(_DTRAIN.rglob("*.py")):
+    for file in sorted((_ROOT / "dtrain").rglob("*.py")):
         digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    import dtrain.build  # noqa: F401  (torch: it loads here while the points are composed)
+
+    print(json.dumps([_build_error(content) for content in json.load(sys.stdin)]), flush=True)
+    os._exit(0)  # without the fifth of a second that torch takes to be torn down

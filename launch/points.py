@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dtrain import config as configs
 from dtrain.config import CONFIGS, Config, ConfigError, compose, run_dir, signature
-from launch.check import build_errors
+from launch.check import Checker
 
 _SHOWN = 5  # wrong points named in an error
 
@@ -44,22 +44,23 @@ class Point:
 def make_points(overrides: list[str], ranks: int, known: Path) -> tuple[list[Point], int]:
     """All points of a sweep that runs on `ranks` processes each, and how many duplicates collapsed.
 
-    known: see `build_errors`. Raises ConfigError naming each point that cannot be run; then none may be submitted.
+    known: see `Checker`. Raises ConfigError naming each point that cannot be run; then none may be submitted.
     """
-    lines = expand(overrides)
-    keys = _swept(lines)
-    composer = _Composer()
-    errors: dict[int, str] = {}
-    points: dict[int, Point] = {}
-    for number, line in enumerate(lines):
-        try:
-            points[number] = _point(composer, line, keys)
-            points[number].config.trainer.check_world(ranks)
-        except ConfigError as e:
-            errors[number] = str(e)
-    if not errors:
-        answers = build_errors([p.config for p in points.values()], known)
-        errors = {number: e for number, e in zip(points, answers, strict=True) if e}
+    with Checker(known) as checker:
+        lines = expand(overrides)
+        keys = _swept(lines)
+        composer = _Composer()
+        errors: dict[int, str] = {}
+        points: dict[int, Point] = {}
+        for number, line in enumerate(lines):
+            try:
+                points[number] = _point(composer, line, keys)
+                points[number].config.trainer.check_world(ranks)
+            except ConfigError as e:
+                errors[number] = str(e)
+        if not errors:
+            answers = checker.errors([p.config for p in points.values()])
+            errors = {number: e for number, e in zip(points, answers, strict=True) if e}
     if errors:
         raise ConfigError(_explain(errors, lines, keys))
     distinct = {p.signature: p for p in reversed(points.values())}
