@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from omegaconf import OmegaConf
 
@@ -32,10 +31,8 @@ class Checker:
         self._good = set(good) if code == _code() else set()
         self._process = None if self._good else self._start()
 
-    def __enter__(self) -> Checker:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Ends the process, if nothing had to be asked."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def make_points(overrides: list[str], ranks: int, known: Path) -> tuple[list[Poi
 
     known: see `Checker`. Raises ConfigError naming each point that cannot be run; then none may be submitted.
     """
-    with Checker(known) as checker:
+    with closing(Checker(known)) as checker:
         lines = expand(overrides)
         keys = _swept(lines)
         composer = _Composer()
