@@ -84,6 +84,10 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is published."""
+        return self.folder / f"step-{step:08d}"
+
     def save(self, state: State, info: dict[str, Any]) -> None:
         """Copies the state now; writes it in the background, or before returning if not settings.asynchronous.
 
@@ -108,7 +112,7 @@ class Checkpointer:
             self.report(f"checkpoint not saved, training goes on: {error}")
 
     def _write(self, state: State, info: dict[str, Any]) -> None:
-        final = self.folder / f"step-{info['step']:08d}"
+        final = self.path(info["step"])
         work = final.with_suffix(".incomplete")
         try:
             self._collect(lambda: self._prepare(work, final))
@@ -180,11 +184,17 @@ class Checkpointer:
         file = self.folder / "best.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that verifies, on all ranks the same; damaged ones are reported and passed over."""
+    def latest(self, best: bool = False) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that verifies, on all ranks the same; damaged ones are reported and passed over.
+
+        best: only the best evaluated one.
+        """
         found = None
         if self.world.main:
+            marked = self.best() if best else None
             for path in reversed(steps(self.folder)):
+                if best and (marked is None or path != self.path(marked["step"])):
+                    continue
                 try:
                     found = (path, verify(path))
                     break

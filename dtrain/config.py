@@ -99,14 +99,15 @@ class TrainerConfig(_Section):
     channels_last: bool
     device: Literal["auto", "cpu", "cuda"]
     log_every: Positive
-    evaluate_every: Positive | None
+    evaluate_every: Positive | Literal["epoch"] | None
+    patience: Positive | None
     on_nonfinite: Literal["raise", "skip", "rollback"]
     nonfinite_limit: Positive
     checkpoint: CheckpointConfig
     timeout: Annotated[float, Field(gt=0)]
 
     def check_world(self, world: int) -> None:
-        """ConfigError unless the global batch divides into equal micro-batches on `world` processes."""
+        """ConfigError unless the settings fit together, and the batch can be divided on `world` processes."""
         parts = world * self.micro_batches
         if self.batch_size % parts:
             raise ConfigError(
@@ -117,6 +118,11 @@ class TrainerConfig(_Section):
             raise ConfigError(f"trainer.shard_size={self.shard_size} must divide the {world} processes")
         if self.channels_last and self.strategy == "fsdp" and world > 1:
             raise ConfigError("trainer.channels_last=true: FSDP shards contiguous weights only; set strategy=ddp")
+        if self.patience and not (self.evaluate_every and self.checkpoint.best):
+            raise ConfigError(
+                f"trainer.patience={self.patience} counts evaluations without a better metric: set "
+                "trainer.evaluate_every, and trainer.checkpoint.best to the metric"
+            )
 
 
 class EvaluateConfig(_Section):
@@ -125,6 +131,12 @@ class EvaluateConfig(_Section):
     grid: Positive
     points: Positive
     projection: Literal["pca", "umap"]
+    manipulate: list[str]
+    strengths: Annotated[list[float], Field(min_length=1)]
+    fidelity: Literal["inception", "imagenet", "digits"] | None
+    fidelity_samples: Annotated[int, Field(ge=2)]
+    inception_weights: Path | None
+    digit_classifier: Path
     seed: int
 
 
@@ -158,6 +170,8 @@ def signature(config: Config) -> str:
     """10 hex digits of what defines the result; equal signatures are the same run."""
     exclude: Any = {k: True if v is ... else v for k, v in OPERATIONAL.items()}
     content = config.model_dump(mode="json", exclude=exclude)
+    if config.trainer.patience:  # then these decide where the training ends
+        content["trainer"]["ends by"] = [config.trainer.evaluate_every, config.trainer.checkpoint.best]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from dtrain import config as configs
-from dtrain import evaluate as evaluation
 from dtrain.build import build_algorithm, build_loaders, open_data
 from dtrain.config import Config, ConfigError
 from dtrain.distributed import RanksMissing, World, environment, start, stop
+from dtrain.evaluate.checks import check as check_evaluation
 from dtrain.log import append_line
 from dtrain.trainer import Trainer
 
@@ -30,8 +30,8 @@ def run(config: Config, yaml: str) -> int:
     """Trains the configured run in its folder and returns the exit code. All is checked before the folder exists."""
     rank, size, _ = environment()
     config.trainer.check_world(size)
-    evaluation.check(config.evaluate)
     splits = open_data(config)
+    check_evaluation(config.evaluate, splits[0])
     algorithm = build_algorithm(config, splits[0].image_shape)
     folder = configs.run_dir(config)
     _check_folder(folder, config)
@@ -59,8 +59,8 @@ def run(config: Config, yaml: str) -> int:
 
 def evaluate_run(config: Config, folder: Path) -> None:
     """Evaluates the newest checkpoint of a run, draws its pictures, and adds a line to its metrics."""
-    evaluation.check(config.evaluate)
     splits = open_data(config)
+    check_evaluation(config.evaluate, splits[0])
     algorithm = build_algorithm(config, splits[0].image_shape)
     world = start(config.trainer.device, config.trainer.timeout)
     try:

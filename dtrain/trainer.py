@@ -16,7 +16,7 @@ from dtrain.config import Config, ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.distributed import World, average_buffers, distribute
-from dtrain.evaluate import Interrupted, evaluate
+from dtrain.evaluate.evaluator import Evaluator, Interrupted
 from dtrain.faults import NonFinite, StopSignal, explain
 from dtrain.log import Log
 from dtrain.models.base import Algorithm
@@ -63,15 +63,25 @@ class Trainer:
         self.updater = Updater(algorithm, config.optim, settings, world, settings.max_steps * settings.batch_size)
         self.step = 0
         self.saved: int | None = None
+        every = settings.evaluate_every
+        self.evaluate_every = -(-len(train) // settings.batch_size) if every == "epoch" else every
+        self.best: float | None = None  # of checkpoint.best's metric
+        self.worse = 0  # evaluations since then
+        self.evaluation_due = False  # a stop came before it had ended
         self.mishaps = 0  # skipped steps or rollbacks
         self.checkpoints = Checkpointer(run / "checkpoints", settings.checkpoint, world, self._report)
         self.stop = StopSignal(world)
+        cache = config.run.root / "statistics"
+        self.evaluator = Evaluator(train, test, world, config.evaluate, cache, stop=self.stop.agreed)
 
     def fit(self) -> int:
         """Runs to the end: 0 when finished, STOPPED when asked to stop. Evaluates and draws at the end."""
         self.begin()
         try:
-            while self.step < self.settings.max_steps:
+            if self.evaluation_due:
+                self.saved = None  # its checkpoint is without the metric
+                self._save(self._judge())
+            while self.step < self.settings.max_steps and not self._out_of_patience():
                 self.advance()
                 if self.stop.agreed():
                     if self.step != self._window[1]:
@@ -124,7 +134,8 @@ class Trainer:
         settings, step = self.settings, self.step + 1
         last = step == settings.max_steps
         save = last or step % settings.checkpoint.every == 0
-        evaluation = bool(settings.evaluate_every) and step % (settings.evaluate_every or 1) == 0
+        evaluation = self.evaluate_every is not None and step % self.evaluate_every == 0
+        evaluation &= not last or settings.checkpoint.best is not None  # the end has one of its own
         log = save or evaluation or step % settings.log_every == 0
         self._reseed()
         self.updater.begin(self.step, self.stream.images, measure=log)
@@ -132,8 +143,8 @@ class Trainer:
         self.step = step
         if log and not self._log_step():
             return  # rolled back
-        value = self._evaluate(pictures=False) if evaluation and not last else None
-        if save or self._is_best(value):
+        value = self._judge() if evaluation else None
+        if save or value is not None or self._out_of_patience():
             self._save(value)
         self.log.beat(self.step)
 
@@ -203,26 +214,36 @@ class Trainer:
                 f"{skipped[-1]}; more than trainer.nonfinite_limit={self.settings.nonfinite_limit} skipped"
             )
 
-    def _is_best(self, value: float | None) -> bool:
-        if value is None:
-            return False
-        best = self.checkpoints.best()
-        return best is None or value < best["value"]
+    def _judge(self) -> float | None:
+        """Evaluates; checkpoint.best's metric if it is better than ever before."""
+        self.evaluation_due = True
+        value = self._evaluate(pictures=False)
+        self.evaluation_due = False
+        if value is None or (self.best is not None and value >= self.best):
+            self.worse += 1
+            return None
+        self.best, self.worse = value, 0
+        return value
+
+    def _out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.worse >= self.settings.patience
 
     def _save(self, value: float | None = None) -> None:
-        """Saves this step once. value: checkpoint.best's metric, where it was just evaluated."""
+        """Saves this step once. value: checkpoint.best's metric, where this step's is the best."""
         if self.saved == self.step:
             return
         self.saved = self.step
         if not self.settings.sync_batchnorm:
             average_buffers(self.algorithm, self.world)
         self.updater.unfreeze()
-        info = {"step": self.step, "images": self.stream.images, "value": value, **states.settings(self.updater)}
+        judged = {"best": self.best, "worse": self.worse, "due": self.evaluation_due}
+        info = {"step": self.step, "images": self.stream.images, "value": value, "evaluation": judged}
+        info |= states.settings(self.updater)
         self.checkpoints.save(states.training_state(self.algorithm, self.updater), info)
 
-    def _restore(self) -> int:
-        """Continues from the newest checkpoint that verifies; returns the images seen."""
-        found = self.checkpoints.latest()
+    def _restore(self, best: bool = False) -> int:
+        """Continues from the newest checkpoint that verifies, or the best one; returns the images seen."""
+        found = self.checkpoints.latest(best)
         if found is None:
             return 0
         path, info = found
@@ -230,6 +251,8 @@ class Trainer:
         states.allocate(self.algorithm, self.updater, stored_keys(path))
         self.checkpoints.load(path, states.training_state(self.algorithm, self.updater))
         self.step = self.saved = info["step"]
+        judged = info["evaluation"]
+        self.best, self.worse, self.evaluation_due = judged["best"], judged["worse"], judged["due"]
         return info["images"]
 
     def _evaluate(self, pictures: bool) -> float | None:
@@ -237,9 +260,7 @@ class Trainer:
         average_buffers(self.algorithm, self.world)
         images = self.run / "images" if pictures else None
         with self.updater.averaged():
-            values = evaluate(
-                self.algorithm, self.test, self.world, self.config.evaluate, images, stop=self.stop.agreed
-            )
+            values = self.evaluator(self.algorithm, images)
         self.log.evaluation(self.step, values)
         best = self.settings.checkpoint.best
         if best is not None and best not in values:
@@ -247,6 +268,10 @@ class Trainer:
         return values[best] if best else None
 
     def _finish(self) -> None:
+        if self.settings.patience:
+            self.checkpoints.wait()
+            self._restore(best=True)
+            self.log.line(f"the weights are those of step {self.step}, the best one")
         self._evaluate(pictures=True)
         self.checkpoints.wait()
         self.log.beat(self.step, state="finished", eta_s=0.0)

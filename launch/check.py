@@ -71,10 +71,12 @@ def _build_error(content: dict[str, object]) -> str | None:
     import torch
 
     from dtrain.build import build_algorithm, open_data
+    from dtrain.evaluate.checks import check
 
     try:
         config = validate(OmegaConf.create(content))
         train, _ = open_data(config)
+        check(config.evaluate, train)
         with torch.device("meta"):  # shapes without memory
             build_algorithm(config, train.image_shape)
     except ConfigError as e:
@@ -86,7 +88,7 @@ def _key(config: Config) -> str:
     """A digest of all that the answer depends on, but for the code."""
     data = config.data
     manifests = [data.path / split / "manifest.json" for split in (data.train, data.test)]
-    content = config.model_dump_json(exclude={"seed", "run", "loader", "evaluate"})
+    content = config.model_dump_json(exclude={"seed", "run", "loader"})
     parts = [content, *(str(m.stat().st_mtime_ns) if m.exists() else "missing" for m in manifests)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -6,7 +6,7 @@ trained by two updates with one optimizer state; stage II sees detached codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -92,5 +92,5 @@ class Adversary(Algorithm):
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         return self.decoder(z).sigmoid().view(-1, *self.shape)
 
-    def sample(self, noise: Noise) -> Tensor:
-        return self.decode(noise.normal("sample", self.code))
+    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
+        return {"": lambda noise: noise.normal("sample", self.code)}

@@ -25,6 +25,8 @@ LOADERS = {
 class Loader(Protocol):
     """A split as batches on the device, the same for every backend."""
 
+    split: Split
+
     def __len__(self) -> int:
         """Samples in the split."""
 

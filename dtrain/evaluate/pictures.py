@@ -14,6 +14,7 @@ from torch import Tensor
 from dtrain.config import EvaluateConfig
 from dtrain.data.build import Loader
 from dtrain.distributed import World, gather
+from dtrain.evaluate.manipulation import moved
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
 
@@ -30,10 +31,14 @@ def draw(
     test: Loader,
     world: World,
     settings: EvaluateConfig,
+    directions: dict[str, Tensor],
     folder: Path,
     poll: Callable[[], None],
 ) -> None:
-    """Writes every picture that suits the algorithm. All ranks compute (sharded networks need it), rank 0 draws."""
+    """Writes every picture that suits the algorithm. All ranks compute (sharded networks need it), rank 0 draws.
+
+    directions: of z_1 by attribute, see dtrain.evaluate.manipulation.
+    """
     x, labels = _first(test, max(settings.rows, settings.points), world)
     poll()
     made = {
@@ -43,6 +48,8 @@ def draw(
         "paths.png": _paths(algorithm, x[: settings.rows]),
         "latents.png": _latents(algorithm, x[: settings.points], labels, settings.projection),
     }
+    for name, direction in directions.items():
+        made[f"manipulation_{name}.png"] = _manipulation(algorithm, settings, x, name, direction)
     if world.main:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in made.items():
@@ -82,16 +89,18 @@ def tile(images: Pixels, columns: int, gap: int = 1) -> Pixels:
     return page
 
 
-def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0) -> plt.Figure:
-    """One figure of tiled pages, one below the other, each with its caption."""
-    heights = [width * p.shape[0] / p.shape[1] for _, p in pages]
+def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0, columns: int = 1) -> plt.Figure:
+    """One figure of tiled pages with their captions, in rows of `columns`."""
+    rows = [pages[i : i + columns] for i in range(0, len(pages), columns)]
+    heights = [width / columns * max(p.shape[0] / p.shape[1] for _, p in row) for row in rows]
     figure, axes = plt.subplots(
-        len(pages), 1, figsize=(width, sum(heights) + 0.35 * len(pages) + 0.5), squeeze=False,
+        len(rows), columns, figsize=(width, sum(heights) + 0.35 * len(rows) + 0.5), squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
-    for ax, (caption, page) in zip(axes[:, 0], pages, strict=True):
+    for ax, (caption, page) in zip(axes.flat, pages, strict=False):
         ax.imshow(page.squeeze(-1) if page.shape[2] == 1 else page, cmap="gray", vmin=0, vmax=1)
         ax.set_title(caption, fontsize=9, loc="left")
+    for ax in axes.flat:
         ax.axis("off")
     figure.suptitle(title, fontsize=12)
     figure.tight_layout()
@@ -99,16 +108,35 @@ def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0) -> plt
 
 
 def _samples(algorithm: Algorithm, settings: EvaluateConfig, device: torch.device) -> plt.Figure:
-    x = algorithm.sample(Noise.of(settings.samples, settings.seed, device=device))
-    columns = round(settings.samples**0.5)
-    return show([("", tile(_pixels(algorithm, x), columns))], f"{settings.samples} samples from the model")
+    columns, count = round(settings.samples**0.5), settings.samples
+    noise = Noise.of(count, settings.seed, device=device)
+    pages = [
+        (name and f"prior: {name}", tile(_pixels(algorithm, algorithm.decode(codes(noise))), columns))
+        for name, codes in algorithm.generators().items()
+    ]
+    return show(pages, f"{count} samples from the model")
 
 
 def _reconstructions(algorithm: Algorithm, x: Tensor) -> plt.Figure:
-    levels = range(1, algorithm.levels + 1)
-    rows = [(f"encoded up to level {i}, decoded down", algorithm.reconstruct(x, i)) for i in reversed(levels)]
-    pages = [(name, tile(_pixels(algorithm, r), len(x))) for name, r in [*rows, ("data", x)]]
-    return show(pages, "Reconstructions of held-out data from every level")
+    rows = [*algorithm.reconstructions(x).items(), ("data", x)]
+    pages = [(name, tile(_pixels(algorithm, r), len(x))) for name, r in rows]
+    return show(pages, "Reconstructions of held-out data")
+
+
+def _manipulation(
+    algorithm: Algorithm, settings: EvaluateConfig, x: Tensor, name: str, direction: Tensor
+) -> plt.Figure:
+    """Held-out images, and samples of every generative model, moved along one attribute."""
+    rows, strengths = settings.rows, settings.strengths
+    noise = Noise.of(rows, settings.seed, device=x.device)
+    codes = {"held-out data": algorithm.encode(x[:rows])}
+    codes |= {f"samples {prior}".strip(): draw(noise) for prior, draw in algorithm.generators().items()}
+    pages = [
+        (kind, tile(_pixels(algorithm, moved(algorithm, z, direction, strengths)), len(strengths)))
+        for kind, z in codes.items()
+    ]
+    columns = ", ".join(f"{s:g}" for s in strengths)
+    return show(pages, f"{name}: from left to right, strength {columns}", columns=len(pages))
 
 
 def _interpolation(algorithm: Algorithm, side: int, x: Tensor) -> plt.Figure | None:
@@ -123,17 +151,18 @@ def _interpolation(algorithm: Algorithm, side: int, x: Tensor) -> plt.Figure | N
 
 
 def _paths(algorithm: Algorithm, x: Tensor, steps: int = 8) -> plt.Figure | None:
-    """Straight paths between the deepest codes of pairs of data points, with the pairs and their reconstructions."""
+    """Straight paths between the codes of pairs of data points, with the pairs and their reconstructions."""
     pairs = len(x) // 2
     if not pairs:
         return None
     a, b = x[:pairs], x[pairs : 2 * pairs]
-    start, end = (algorithm.encode(anchor, algorithm.levels) for anchor in (a, b))
-    between = [algorithm.decode(torch.lerp(start, end, t), algorithm.levels) for t in torch.linspace(0, 1, steps)]
+    level = algorithm.interpolated or algorithm.levels
+    start, end = (algorithm.encode(anchor, level) for anchor in (a, b))
+    between = [algorithm.decode(torch.lerp(start, end, t), level) for t in torch.linspace(0, 1, steps)]
     columns = torch.stack([a, *between, b], dim=1).flatten(0, 1)
     caption = f"left and right: data; between: decoded from {steps} points of the line between their codes"
     page = tile(_pixels(algorithm, columns), steps + 2)
-    return show([(caption, page)], f"Interpolation between data points in z_{algorithm.levels}")
+    return show([(caption, page)], f"Interpolation between data points in z_{level}")
 
 
 def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection: str) -> plt.Figure:

@@ -26,6 +26,7 @@ class Algorithm(nn.Module):
     groups: group name -> the networks (attribute paths) it owns; every network is in one group, or in none if
         nothing ever trains it.
     value_range: what the images are scaled to. levels: depth of the latent hierarchy.
+    interpolated: the level whose codes pictures interpolate; None for the deepest.
     batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
         micro-batched, and needs `gather` to be the same on any number of processes.
     double_backward: groups whose loss differentiates a gradient; they stay replicated and eager.
@@ -34,6 +35,7 @@ class Algorithm(nn.Module):
     groups: Mapping[str, tuple[str, ...]]
     value_range: tuple[float, float] = (0.0, 1.0)
     levels: int = 1
+    interpolated: int | None = None
     batch_coupled: bool = False
     double_backward: frozenset[str] = frozenset()
 
@@ -62,10 +64,19 @@ class Algorithm(nn.Module):
         """Codes of a level to images, by means."""
         raise NotImplementedError
 
-    def sample(self, noise: Noise) -> Tensor:
-        """One image per row of the noise, from the generative model."""
+    def generators(self) -> Mapping[str, Callable[[Noise], Tensor]]:
+        """The generative models by name ("" where there is but one): noise of B rows -> B codes of level 1."""
         raise NotImplementedError
+
+    def sample(self, noise: Noise) -> Tensor:
+        """One image per row of the noise, from the first generative model."""
+        return self.decode(next(iter(self.generators().values()))(noise))
 
     def reconstruct(self, x: Tensor, level: int = 1) -> Tensor:
         """Encode up to a level and decode down again."""
         return self.decode(self.encode(x, level), level)
+
+    def reconstructions(self, x: Tensor) -> dict[str, Tensor]:
+        """Every reconstruction of x that is worth a picture, by its caption; the deepest first."""
+        levels = reversed(range(1, self.levels + 1))
+        return {f"encoded up to level {i}, decoded down": self.reconstruct(x, i) for i in levels}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -152,8 +152,8 @@ class StackedWAE(Algorithm):
             z, _ = decoder(z)
         return self.decoders[0](z)
 
-    def sample(self, noise: Noise) -> Tensor:
-        return self.decoders[0](self.sample_codes(noise))
+    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
+        return {"": self.sample_codes}
 
     def sample_codes(self, noise: Noise) -> Tensor:
         """z_1 of the generative model: z_N from the prior, then z_{i-1} ~ p(z_{i-1} | z_i) down the chain (Eq. 1)."""

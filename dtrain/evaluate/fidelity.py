@@ -1,0 +1,164 @@
+"""Sample quality by torch-fidelity: Inception Score, FID and KID of every generative model against the training data.
+
+Sampling and feature extraction are split over the ranks; moments are summed in float64; torch-fidelity's own
+functions then turn features into scores, once, on rank 0.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+
+from dtrain.config import EvaluateConfig
+from dtrain.data.batch import Batch
+from dtrain.data.build import Loader
+from dtrain.data.order import positions
+from dtrain.distributed import World, gather
+from dtrain.evaluate import extractors
+from dtrain.evaluate.heldout import Sums
+from dtrain.models.base import Algorithm
+from dtrain.noise import Noise
+
+CHUNK = 64  # images a rank samples at a time
+KID_SUBSET = 1000
+
+Images = Iterator[tuple[Tensor, Tensor]]  # positions int64 [B], and uint8 [B, C, H, W]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of a set of images. mean [D], covariance [D, D]: float64, of all. rows [K, D], logits [K, L]: of the first."""
+
+    mean: Tensor
+    covariance: Tensor
+    rows: Tensor
+    logits: Tensor
+
+    def statistics(self) -> dict[str, object]:
+        """As torch-fidelity names them."""
+        return {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
+
+
+def scores(
+    algorithm: Algorithm,
+    train: Loader,
+    test: Loader,
+    world: World,
+    settings: EvaluateConfig,
+    cache: Path,
+    poll: Callable[[], None],
+) -> dict[str, float]:
+    """isc, isc_std, fid, kid of evaluate.fidelity_samples samples of every generative model; equal on every rank.
+
+    fid and kid are distances to the whole training split; "<metric>_<extractor>/data" are the held-out split's own.
+    Features of the two splits are kept in the folder `cache`, under a hash of data and extractor.
+    """
+    extractor, digest = extractors.make(settings, world.device)
+    count = settings.fidelity_samples
+
+    def of_split(loader: Loader) -> Features:
+        file = cache / f"{loader.split.manifest['sha256'][:16]}-{digest}-{count}.pt"
+        return _cached(file, world, lambda: collect(_data(algorithm, loader, poll), extractor, world, count))
+
+    reference = of_split(train)
+    sets = {"data": of_split(test)}
+    for name, codes in algorithm.generators().items():
+        images = _samples(algorithm, codes, count, settings.seed, world, poll)
+        sets[name or "samples"] = collect(images, extractor, world, count)
+    values: dict[str, float] = {}
+    if world.main:
+        for name, features in sets.items():
+            for metric, value in measure(features, reference).items():
+                values[f"{metric}_{settings.fidelity}/{name}"] = value
+    shared: dict[str, float] = world.share(values)
+    return shared
+
+
+def measure(features: Features, reference: Features) -> dict[str, float]:
+    """torch-fidelity's scores of a set of images against a reference."""
+    inception = isc_features_to_metric(features.logits)
+    distance = fid_statistics_to_metric(features.statistics(), reference.statistics(), verbose=False)
+    subset = min(KID_SUBSET, len(features.rows), len(reference.rows))
+    kernel = kid_features_to_metric(features.rows, reference.rows, kid_subset_size=subset, verbose=False)
+    return {
+        "isc": inception["inception_score_mean"],
+        "isc_std": inception["inception_score_std"],
+        "fid": distance["frechet_inception_distance"],
+        "kid": kernel["kernel_inception_distance_mean"],
+    }
+
+
+def collect(images: Images, extractor: FeatureExtractorBase, world: World, keep: int) -> Features:
+    """Moments of all ranks' images together, and the features of those at positions below `keep`, in their order."""
+    sums = Sums()
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []
+    for at, x in images:
+        features, logits = extractor(
+            x if x.shape[1] == getattr(extractor, "channels", 3) else x.expand(-1, 3, -1, -1)
+        )
+        rows = features.double()
+        sums.add("count", torch.tensor(float(len(rows))))
+        sums.add("sum", rows.sum(0))
+        sums.add("outer", rows.T @ rows)
+        low = at < keep
+        kept.append((at[low], features[low], logits[low]))
+    total = sums.reduce(world)
+    count, mean = total["count"], total["sum"] / total["count"]
+    covariance = (total["outer"] - count * torch.outer(mean, mean)) / (count - 1)
+    order, rows, logits = (gather(torch.cat(parts)) for parts in zip(*kept, strict=True))
+    first = order.argsort()
+    return Features(mean, covariance, rows[first].cpu(), logits[first].cpu())
+
+
+def to_bytes(algorithm: Algorithm, x: Tensor) -> Tensor:
+    """Images in the algorithm's range to uint8, as they would be saved."""
+    low, high = algorithm.value_range
+    return ((x - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+
+
+def _data(algorithm: Algorithm, loader: Loader, poll: Callable[[], None]) -> Images:
+    batch: Batch
+    for batch in loader.once():
+        poll()
+        yield batch.noise.position, to_bytes(algorithm, batch.x)
+
+
+def _samples(
+    algorithm: Algorithm,
+    codes: Callable[[Noise], Tensor],
+    count: int,
+    seed: int,
+    world: World,
+    poll: Callable[[], None],
+) -> Images:
+    """This rank's part of `count` samples, each a function of its position alone."""
+    bounds = np.linspace(0, count, -(-count // (CHUNK * world.size)) + 1).astype(np.int64)
+    for begin, end in pairwise(bounds):
+        poll()
+        at = positions(int(begin), int(end - begin), world.rank, world.size)
+        noise = Noise(seed, torch.from_numpy(at).to(world.device))
+        yield noise.position, to_bytes(algorithm, algorithm.decode(codes(noise)))
+
+
+def _cached(file: Path, world: World, compute: Callable[[], Features]) -> Features:
+    """From the file, or computed by all ranks and written by rank 0."""
+    if world.share(file.exists()):
+        return Features(*torch.load(file, weights_only=True))
+    features = compute()
+    if world.main:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        torch.save(astuple(features), unfinished)
+        unfinished.rename(file)
+    return features
