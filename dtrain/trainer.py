@@ -16,6 +16,7 @@ from dtrain.config import Config, ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.distributed import World, average_buffers, distribute
+from dtrain.evaluate import curves
 from dtrain.evaluate.evaluator import Evaluator, Interrupted
 from dtrain.faults import NonFinite, StopSignal, explain
 from dtrain.log import Log
@@ -262,6 +263,9 @@ class Trainer:
         with self.updater.averaged():
             values = self.evaluator(self.algorithm, images)
         self.log.evaluation(self.step, values)
+        if images is not None and self.world.main:
+            steps_per_epoch = len(self.train) / self.settings.batch_size
+            curves.draw(self.run / "metrics.jsonl", steps_per_epoch, images / "curves.png")
         best = self.settings.checkpoint.best
         if best is not None and best not in values:
             raise ConfigError(f"trainer.checkpoint.best={best}: the metrics are {', '.join(values)}")

@@ -25,7 +25,8 @@ from dtrain.update import Updater
 SHAPE = (1, 6, 6)
 STACKED = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]")
 SWAE = ("model=swae", "model.code=3", "model.width=4", "model.hidden=8")
-MODELS: dict[str, tuple[str, ...]] = {"stackedwae": STACKED, "adversary": (), "swae": SWAE}
+WAE = ("model=wae", "model.code=3", "model.width=4")
+MODELS: dict[str, tuple[str, ...]] = {"stackedwae": STACKED, "adversary": (), "swae": SWAE, "wae": WAE}
 
 
 COUNT = 96
@@ -33,7 +34,7 @@ COUNT = 96
 
 def image_shape(config: Config) -> tuple[int, int, int]:
     """Of the images that a model is trained on here: tiny, or as its table of levels wants them."""
-    if config.model["_target_"].endswith("swae.SWAE"):
+    if config.model["_target_"].endswith(("swae.SWAE", "wae.WAE")):
         return (1, 24, 24)
     if "table" not in config.model:
         return SHAPE

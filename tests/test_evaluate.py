@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from data_prep.arrays import array_source
+from data_prep.writer import write_split
 from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
 from dtrain.distributed import start
 from dtrain.evaluate.heldout import held_out
+from dtrain.evaluate.manipulation import directions, moved
 from dtrain.log import by_level
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
@@ -91,3 +96,58 @@ def test_umap_that_is_not_installed_is_refused_before_training(
     with pytest.raises(ConfigError, match=r"dtrain\[umap\]"):
         execute(freeze(tmp_path / "run", shards, "evaluate.projection=umap"))
     assert not (tmp_path / "run").exists()
+
+
+class Labelled(Share):
+    """The rows with a class each and two attributes: brightness of the first pixel, and nothing."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)
+        self.split: Any = SimpleNamespace(class_names=["dark", "light"], attribute_names=["Bright", "Never"])
+
+    def once(self) -> Iterator[Batch]:
+        for batch in super().once():
+            bright = (batch.x[:, 0, 0, 0] > 0).long()
+            light = (batch.x.mean((1, 2, 3)) > 0).long()
+            yield Batch(batch.x, batch.noise, light, torch.stack([bright, torch.zeros_like(bright)], dim=1))
+
+
+def found_directions() -> dict[str, Tensor]:
+    world = start("cpu", timeout=60)
+    loader: Any = Labelled(world.rank, world.size)
+    return directions(Halves(), loader, world, ["Bright", "light", "Never"], lambda: None)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_direction_is_the_difference_of_the_means_with_and_without(world: int) -> None:
+    z = (ROWS * 2 - 1).flatten(1)
+    bright, light = z[:, 0] > 0, z.mean(1) > 0
+    expected = {
+        "Bright": z[bright].mean(0) - z[~bright].mean(0),
+        "light": z[light].mean(0) - z[~light].mean(0),
+        "Never": torch.zeros(4).double(),
+    }
+    for found in [found_directions()] if world == 1 else launch(world, found_directions):
+        for name, direction in expected.items():
+            torch.testing.assert_close(found[name], direction)
+    images = moved(Halves(), z[:2], expected["Bright"], [0.0, 2.0])
+    torch.testing.assert_close(images[0::2].flatten(1), z[:2])
+    torch.testing.assert_close(images[1::2].flatten(1), z[:2] + 2 * expected["Bright"])
+
+
+def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images, labels = rng.integers(0, 256, (16, 24, 24, 1), dtype=np.uint8), rng.integers(0, 2, 16)
+        facts = {"what": "noise", "class_names": ["even", "odd"]}
+        write_split(tmp_path / "shards" / split, array_source(images, labels, facts, None, split))
+    model = {
+        "_target_": "dtrain.models.swae.SWAE",
+        "code": 3,
+        "width": 4,
+        "hidden": 8,
+        "priors": ["normal", "uniform"],
+    }
+    overrides = ("trainer.max_steps=2", "evaluate.manipulate=[odd]")
+    assert execute(freeze(tmp_path / "run", tmp_path / "shards", *overrides, model=model)) == 0
+    assert (tmp_path / "run" / "images" / "manipulation_odd.png").is_file()

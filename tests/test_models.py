@@ -29,6 +29,8 @@ IMAGE = {
     "swae": (1, 28, 28),
     "swae_cifar10": (3, 32, 32),
     "swae_celeba": (3, 64, 64),
+    "wae": (1, 28, 28),
+    "wae_celeba": (3, 64, 64),
 }
 # Eq. 8 has no use for the upper encoders.
 UNTRAINED = {"wae_hierarchical": ("encoders.1", "encoders.2", "encoders.3", "encoders.4")}
@@ -214,3 +216,13 @@ def test_channels_last_and_width_change_no_shape(name: str) -> None:
         kernels = [p for p in wide.parameters() if p.ndim == 4 and min(p.shape) > 1]
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
         torch.testing.assert_close(wide.reconstruct(x, 3), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_wae_objective_is_tolstikhins() -> None:
+    _, algorithm, _ = built("wae")
+    batch = next(batches(algorithm, IMAGE["wae"]))
+    terms = algorithm.validate(batch)
+    z = algorithm.encode(batch.x)
+    error = (algorithm.decode(z) - batch.x).square().sum() / len(batch)
+    assert float(terms["x"]) == pytest.approx(0.05 * float(error))
+    assert float(terms["mmd"]) == pytest.approx(10 * float(imq_mmd(z, batch.noise.normal("prior", 8))), rel=1e-4)

@@ -16,7 +16,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model", ["stackedwae", "adversary", "swae"])
+@pytest.mark.parametrize("model", ["stackedwae", "adversary", "swae", "wae"])
 def test_any_world_trains_the_same_parameters(model: str, way: str) -> None:
     world, overrides = WAYS[way]
     expected, metrics = train(make_config(model))

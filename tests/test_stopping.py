@@ -1,0 +1,71 @@
+"""Evaluations while training: once an epoch, ending the training early, and not lost to a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dtrain.checkpoint import steps
+from dtrain.config import ConfigError, compose, signature, validate
+from dtrain.evaluate.evaluator import Evaluator, Interrupted
+from dtrain.trainer import STOPPED
+from tests.runs import execute, freeze, metrics, status
+
+STILL = "optim.default.lr=1e-30"  # no weight moves, so that no evaluation is better than the first
+BEST = "trainer.checkpoint.best=objective"
+
+
+def evaluated(run: Path) -> list[int]:
+    return [line["step"] for line in metrics(run, "evaluation")]
+
+
+def test_an_epoch_is_as_many_steps_as_it_has_batches(tmp_path: Path, shards: Path) -> None:
+    run = tmp_path / "run"
+    assert execute(freeze(run, shards, "trainer.evaluate_every=epoch", "trainer.max_steps=15")) == 0
+    assert evaluated(run) == [6, 12, 15]  # 96 images in batches of 16
+    assert (run / "images" / "curves.png").is_file()
+
+
+def test_patience_ends_the_training_and_the_best_weights_stay(tmp_path: Path, shards: Path) -> None:
+    run = tmp_path / "run"
+    assert execute(freeze(run, shards, STILL, BEST, "trainer.evaluate_every=5", "trainer.patience=2")) == 0
+    assert evaluated(run) == [5, 10, 15, 5]
+    first, *_, last = metrics(run, "evaluation")
+    assert first["objective"] == last["objective"]
+    assert (status(run)["state"], status(run)["step"]) == ("finished", 5)
+    assert [int(p.name[5:]) for p in steps(run / "checkpoints")] == [5, 10, 15]
+
+
+def test_evaluations_without_a_better_one_are_counted_over_a_restart(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop in the middle of an evaluation: the next start makes up for it, and goes on counting."""
+    run = tmp_path / "run"
+    file = freeze(run, shards, STILL, BEST, "trainer.evaluate_every=5", "trainer.patience=3")
+    evaluate = Evaluator.__call__
+    calls = []
+
+    def interrupted(self: Evaluator, *args: object) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Interrupted
+        return evaluate(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    assert execute(file) == STOPPED
+    assert (status(run)["step"], evaluated(run)) == (15, [5, 10])
+    assert execute(file) == 0
+    assert evaluated(run) == [5, 10, 15, 20, 5]
+
+
+def test_patience_needs_a_metric_and_is_part_of_what_a_run_is(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.checkpoint\.best"):
+        execute(freeze(tmp_path / "run", shards, "trainer.patience=2", "trainer.evaluate_every=5"))
+    assert not (tmp_path / "run").exists()
+
+    def of(*overrides: str) -> str:
+        return signature(validate(compose(["trainer.evaluate_every=5", *overrides])))
+
+    assert of(BEST) == of("trainer.checkpoint.best=mse/level1")
+    assert of(BEST, "trainer.patience=2") != of("trainer.checkpoint.best=mse/level1", "trainer.patience=2")
