@@ -52,8 +52,7 @@ def held_out(algorithm: Algorithm, test: Loader, world: World, poll: Callable[[]
         x = (batch.x - low) / (high - low)
         sums.add("x", x.sum(0))
         sums.add("x^2", x.square().sum(0))
-        for level in levels:
-            z = algorithm.encode(batch.x, level)
+        for level, z in enumerate(algorithm.encode_levels(batch.x), start=1):
             error = (algorithm.decode(z, level) - batch.x) / (high - low)
             sums.add(f"mse/level{level}", error.square().flatten(1).mean(1).sum())
             sums.add(f"z{level}", z.flatten(1).sum(0))

@@ -168,8 +168,9 @@ def _paths(algorithm: Algorithm, x: Tensor, steps: int = 8) -> plt.Figure | None
 def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection: str) -> plt.Figure:
     colours = None if labels is None else labels.cpu().numpy()
     figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
-    for level, ax in enumerate(axes[0], start=1):
-        z = torch.cat([algorithm.encode(part, level).flatten(1) for part in x.split(CHUNK)]).double().cpu()
+    parts = [[z.flatten(1).double().cpu() for z in algorithm.encode_levels(part)] for part in x.split(CHUNK)]
+    for level, (ax, codes) in enumerate(zip(axes[0], zip(*parts, strict=True), strict=True), start=1):
+        z = torch.cat(codes)
         dims = z.shape[1]
         project = _umap if projection == "umap" else _principal
         points = project(z) if dims > 2 else z.numpy()

@@ -60,6 +60,10 @@ class Algorithm(nn.Module):
         """Images [B, C, H, W] to the code of a level, [B, ...]; the mean where the encoder is stochastic."""
         raise NotImplementedError
 
+    def encode_levels(self, x: Tensor) -> Iterator[Tensor]:
+        """The codes of level 1, 2, … up to the deepest, one after the other."""
+        return (self.encode(x, level) for level in range(1, self.levels + 1))
+
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         """Codes of a level to images, by means."""
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -143,9 +144,13 @@ class StackedWAE(Algorithm):
         return self.objective(batch)
 
     def encode(self, x: Tensor, level: int = 1) -> Tensor:
-        for encoder in self.encoders[:level]:
+        *_, z = islice(self.encode_levels(x), level)
+        return z
+
+    def encode_levels(self, x: Tensor) -> Iterator[Tensor]:
+        for encoder in self.encoders:
             x, _ = encoder(x)
-        return x
+            yield x
 
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         for decoder in reversed(self.decoders[1:level]):
