@@ -61,7 +61,8 @@ class Trainer:
             algorithm, world, strategy=settings.strategy, shard_size=settings.shard_size,
             sync_batchnorm=settings.sync_batchnorm, channels_last=settings.channels_last,
         )  # fmt: skip
-        self.updater = Updater(algorithm, config.optim, settings, world, settings.max_steps * settings.batch_size)
+        images = settings.max_steps * settings.batch_size * algorithm.batches_per_step
+        self.updater = Updater(algorithm, config.optim, settings, world, images)
         self.step = 0
         self.saved: int | None = None
         every = settings.evaluate_every

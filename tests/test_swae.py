@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from data_prep.arrays import array_source
+from data_prep.writer import write_split
 from dtrain import config as configs
 from dtrain.build import build_algorithm
 from dtrain.config import ConfigError
@@ -16,6 +20,7 @@ from dtrain.losses.adversarial import critic_loss, fooling_loss
 from dtrain.models.swae import SWAE
 from dtrain.state import model_state
 from tests.harness import Session, difference, make_config
+from tests.runs import execute, freeze, metrics
 
 SMALL = ("model=swae", "model.code=3", "model.width=4", "model.hidden=8")
 
@@ -111,3 +116,24 @@ def test_without_lambda_there_is_no_image_critic() -> None:
 def test_wrong_priors_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_algorithm(configs.validate(configs.compose([*SMALL, override])), (1, 28, 28))
+
+
+def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (32, 24, 24, 1), dtype=np.uint8)
+    for split in ("train", "test"):
+        source = array_source(images, np.zeros(32, np.int64), {"what": "noise"}, None, split)
+        write_split(tmp_path / "shards" / split, source)
+    model = {
+        "_target_": "dtrain.models.swae.SWAE", "code": 3, "width": 4, "hidden": 8, "priors": ["normal"],
+        "inner_steps": 2, "fresh_batches": True,
+    }  # fmt: skip
+    overrides = (
+        "trainer.max_steps=8",
+        "trainer.log_every=1",
+        "optim.default.schedule=cosine",
+        "optim.default.lr=1.0",
+    )
+    run = tmp_path / "run"
+    assert execute(freeze(run, tmp_path / "shards", *overrides, model=model)) == 0
+    seen = [line["lr/autoencoder1"] for line in metrics(run, "train")]
+    assert seen == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)], abs=1e-6)

@@ -27,6 +27,7 @@ class Algorithm(nn.Module):
         nothing ever trains it.
     value_range: what the images are scaled to. levels: depth of the latent hierarchy.
     interpolated: the level whose codes pictures interpolate; None for the deepest.
+    batches_per_step: how many batches a step takes from the stream.
     batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
         micro-batched, and needs `gather` to be the same on any number of processes.
     double_backward: groups whose loss differentiates a gradient; they stay replicated and eager.
@@ -36,6 +37,7 @@ class Algorithm(nn.Module):
     value_range: tuple[float, float] = (0.0, 1.0)
     levels: int = 1
     interpolated: int | None = None
+    batches_per_step: int = 1
     batch_coupled: bool = False
     double_backward: frozenset[str] = frozenset()
 

@@ -82,6 +82,7 @@ class SWAE(Algorithm):
         if len(set(priors)) < len(priors):
             raise ValueError(f"model.priors={priors}: each prior at most once")
         self.lambda_adversary, self.inner_steps, self.fresh_batches = lambda_adversary, inner_steps, fresh_batches
+        self.batches_per_step = inner_steps if fresh_batches else 1
         self.encoder = ImageEncoder(image_shape, code, width)
         self.decoder = ImageDecoder(image_shape, code, width)
         self.groups = {"autoencoder1": ("encoder", "decoder")}
