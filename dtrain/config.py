@@ -161,7 +161,7 @@ OPERATIONAL = {
     "data": {"path", "prepare"},
     "trainer": {
         "micro_batches", "strategy", "shard_size", "compile", "activation_checkpointing", "channels_last", "device",
-        "log_every", "evaluate_every", "checkpoint", "timeout",
+        "log_every", "evaluate_every", "patience", "checkpoint", "timeout",
     },
 }  # fmt: skip
 
@@ -170,8 +170,9 @@ def signature(config: Config) -> str:
     """10 hex digits of what defines the result; equal signatures are the same run."""
     exclude: Any = {k: True if v is ... else v for k, v in OPERATIONAL.items()}
     content = config.model_dump(mode="json", exclude=exclude)
-    if config.trainer.patience:  # then these decide where the training ends
-        content["trainer"]["ends by"] = [config.trainer.evaluate_every, config.trainer.checkpoint.best]
+    trainer = config.trainer
+    if trainer.patience:  # then these decide where the training ends
+        content["trainer"]["ends by"] = [trainer.patience, trainer.evaluate_every, trainer.checkpoint.best]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
