@@ -20,6 +20,7 @@ from dtrain.data.batch import Batch
 from dtrain.distributed import start
 from dtrain.evaluate.heldout import held_out
 from dtrain.evaluate.manipulation import directions, moved
+from dtrain.evaluate.pictures import _principal
 from dtrain.log import by_level
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
@@ -151,3 +152,12 @@ def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
     overrides = ("trainer.max_steps=2", "evaluate.manipulate=[odd]")
     assert execute(freeze(tmp_path / "run", tmp_path / "shards", *overrides, model=model)) == 0
     assert (tmp_path / "run" / "images" / "manipulation_odd.png").is_file()
+
+
+@pytest.mark.parametrize("dims", [5, 60])
+def test_principal_components_are_those_of_the_svd(dims: int) -> None:
+    z = torch.randn(20, dims, generator=torch.Generator().manual_seed(0)).double()
+    _, scale, directions = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    points = torch.from_numpy(_principal(z))
+    torch.testing.assert_close(points.square().sum(0), scale[:2].square())
+    torch.testing.assert_close(points.abs(), ((z - z.mean(0)) @ directions[:2].T).abs())

@@ -167,6 +167,7 @@ def _paths(algorithm: Algorithm, x: Tensor, steps: int = 8) -> plt.Figure | None
 
 def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection: str) -> plt.Figure:
     colours = None if labels is None else labels.cpu().numpy()
+    coloured = {} if colours is None else {"c": colours, "cmap": "tab10", "vmin": -0.5, "vmax": 9.5}
     figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
     parts = [[z.flatten(1).double().cpu() for z in algorithm.encode_levels(part)] for part in x.split(CHUNK)]
     for level, (ax, codes) in enumerate(zip(axes[0], zip(*parts, strict=True), strict=True), start=1):
@@ -174,7 +175,7 @@ def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection:
         dims = z.shape[1]
         project = _umap if projection == "umap" else _principal
         points = project(z) if dims > 2 else z.numpy()
-        dots = ax.scatter(points[:, 0], points[:, -1], c=colours, s=4, cmap="tab10", vmin=-0.5, vmax=9.5)
+        dots = ax.scatter(points[:, 0], points[:, -1], s=4, **coloured)
         ax.set_title(f"z_{level}: {dims} dimensions" + (f", {projection.upper()}" if dims > 2 else ""), fontsize=9)
     if colours is not None:
         figure.colorbar(dots, ax=axes, ticks=range(10), label="label", fraction=0.02, pad=0.01)
@@ -185,8 +186,12 @@ def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection:
 def _principal(z: Tensor) -> Points:
     """The two leading principal components of the rows: [N, d] -> [N, 2]."""
     centred = z - z.mean(0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    return (centred @ directions[:2].T).numpy()
+    if z.shape[1] > len(z):  # the Gram matrix is the smaller one, and an SVD takes minutes
+        variances, directions = torch.linalg.eigh(centred @ centred.T)
+        points = directions * variances.clamp_min(0).sqrt()
+    else:
+        points = centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors
+    return points[:, [-1, -2]].numpy()
 
 
 def _umap(z: Tensor) -> Points:
