@@ -24,7 +24,7 @@ from dtrain.update import Updater
 
 SHAPE = (1, 6, 6)
 STACKED = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]")
-SWAE = ("model=swae", "model.code=3", "model.width=4", "model.hidden=8")
+SWAE = ("model=swae", "model.code=3", "model.latent=3", "model.width=4", "model.hidden=8")
 WAE = ("model=wae", "model.code=3", "model.width=4")
 MODELS: dict[str, tuple[str, ...]] = {"stackedwae": STACKED, "adversary": (), "swae": SWAE, "wae": WAE}
 

@@ -145,6 +145,7 @@ def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
     model = {
         "_target_": "dtrain.models.swae.SWAE",
         "code": 3,
+        "latent": 3,
         "width": 4,
         "hidden": 8,
         "priors": ["normal", "uniform"],

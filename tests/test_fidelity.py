@@ -55,7 +55,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_config(shards: Path, *overrides: str) -> Config:
     return configs.validate(configs.compose([
-        "model=swae", "model.code=3", "model.width=4", "model.hidden=8", f"data.path={shards}",
+        "model=swae", "model.code=3", "model.latent=2", "model.width=4", "model.hidden=8", f"data.path={shards}",
         "trainer.batch_size=8", f"run.root={shards}", "evaluate.fidelity_samples=30",
         f"evaluate.digit_classifier={shards / 'classifier.pt'}", *overrides,
     ]))  # fmt: skip

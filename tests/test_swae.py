@@ -22,7 +22,7 @@ from dtrain.state import model_state
 from tests.harness import Session, difference, make_config
 from tests.runs import execute, freeze, metrics
 
-SMALL = ("model=swae", "model.code=3", "model.width=4", "model.hidden=8")
+SMALL = ("model=swae", "model.code=3", "model.latent=3", "model.width=4", "model.hidden=8")
 
 
 def test_the_adversarial_losses_are_the_papers() -> None:
@@ -124,7 +124,7 @@ def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches
         source = array_source(images, np.zeros(32, np.int64), {"what": "noise"}, None, split)
         write_split(tmp_path / "shards" / split, source)
     model = {
-        "_target_": "dtrain.models.swae.SWAE", "code": 3, "width": 4, "hidden": 8, "priors": ["normal"],
+        "_target_": "dtrain.models.swae.SWAE", "code": 3, "latent": 3, "width": 4, "hidden": 8, "priors": ["normal"],
         "inner_steps": 2, "fresh_batches": True,
     }  # fmt: skip
     overrides = (

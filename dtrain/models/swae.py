@@ -21,19 +21,19 @@ Prior = Literal["normal", "uniform"]
 
 
 class Head(nn.Module):
-    """Stage II for one prior: E2, G2 and their critic D2 on codes h of stage I. z has h's dimension."""
+    """Stage II for one prior: E2, G2 and their critic D2 on codes h of stage I."""
 
-    def __init__(self, prior: Prior, code: int, hidden: int) -> None:
+    def __init__(self, prior: Prior, code: int, latent: int, hidden: int) -> None:
         super().__init__()
-        self.prior, self.code = prior, code
-        self.encoder, self.decoder = MLP(code, hidden, code, depth=3), MLP(code, hidden, code, depth=3)
-        self.critic = CodeCritic(code, hidden)
+        self.prior, self.latent = prior, latent
+        self.encoder, self.decoder = MLP(code, hidden, latent, depth=3), MLP(latent, hidden, code, depth=3)
+        self.critic = CodeCritic(latent, hidden)
 
     def draw(self, noise: Noise) -> Tensor:
-        """z from N(0, I) or U(-1, 1): float32 [B, code]."""
+        """z from N(0, I) or U(-1, 1): float32 [B, latent]."""
         if self.prior == "normal":
-            return noise.normal("prior", self.code)
-        return 2 * noise.uniform("prior", self.code) - 1
+            return noise.normal("prior", self.latent)
+        return 2 * noise.uniform("prior", self.latent) - 1
 
     def sample_codes(self, noise: Noise) -> Tensor:
         """h = G2(z)."""
@@ -71,6 +71,7 @@ class SWAE(Algorithm):
         image_shape: tuple[int, int, int],
         *,
         code: Dimension,
+        latent: Dimension,
         width: Dimension = 64,
         hidden: Dimension = 512,
         priors: Annotated[list[Prior], Field(min_length=1)],
@@ -89,7 +90,7 @@ class SWAE(Algorithm):
         if lambda_adversary:
             self.critic = PatchCritic(image_shape[0], width)
             self.groups["critic1"] = ("critic",)
-        self.heads = nn.ModuleDict({prior: Head(prior, code, hidden) for prior in priors})
+        self.heads = nn.ModuleDict({prior: Head(prior, code, latent, hidden) for prior in priors})
         for prior in priors:
             self.groups[f"critic2_{prior}"] = (f"heads.{prior}.critic",)
             self.groups[f"autoencoder2_{prior}"] = (f"heads.{prior}.encoder", f"heads.{prior}.decoder")
