@@ -164,6 +164,20 @@ def test_features_of_the_data_are_kept_for_the_same_data_and_extractor(digits: P
     assert len(list(tmp_path.glob("*.pt"))) == 4
 
 
+def test_a_damaged_or_unwritable_store_of_features_costs_only_time(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(digits, "evaluate.fidelity=digits")
+    algorithm = build_algorithm(config, (1, 28, 28))
+    first = score(config, algorithm, World(), tmp_path / "cache")
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert score(config, algorithm, World(), tmp_path / "cache") == first
+    (tmp_path / "file").write_text("no folder")
+    assert score(config, algorithm, World(), tmp_path / "file") == first
+    assert "not kept" in capsys.readouterr().out
+
+
 def test_the_imagenet_substitute_tells_noise_from_more_noise(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
     write_images(tmp_path, (16, 16, 3))
@@ -183,6 +197,14 @@ def test_the_imagenet_substitute_tells_noise_from_more_noise(tmp_path: Path) -> 
 def test_what_an_evaluation_lacks_is_said_before_training(override: str, message: str, digits: Path) -> None:
     config = make_config(digits, "evaluate.fidelity=digits", override)
     with pytest.raises(ConfigError, match=message):
+        check(config.evaluate, open_split(digits / "train"))
+
+
+def test_weights_that_cannot_be_read_are_refused(digits: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other.pt"
+    file.write_bytes((digits / "classifier.pt").read_bytes()[:1000])
+    config = make_config(digits, "evaluate.fidelity=digits", f"evaluate.digit_classifier={file}")
+    with pytest.raises(ConfigError, match="its weights cannot be read"):
         check(config.evaluate, open_split(digits / "train"))
 
 

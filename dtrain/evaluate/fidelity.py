@@ -6,6 +6,7 @@ functions then turn features into scores, once, on rank 0.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
@@ -152,13 +153,26 @@ def _samples(
 
 
 def _cached(file: Path, world: World, compute: Callable[[], Features]) -> Features:
-    """From the file, or computed by all ranks and written by rank 0."""
-    if world.share(file.exists()):
-        return Features(*torch.load(file, weights_only=True))
+    """From the file, or computed by all ranks and kept by rank 0. A file that cannot be read is computed anew."""
+    found = _read(file) if world.main else None
+    if world.share(found is not None):
+        return found or Features(*[torch.empty(0)] * 4)  # only rank 0 measures
     features = compute()
     if world.main:
-        file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")
-        torch.save(astuple(features), unfinished)
-        unfinished.rename(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(astuple(features), unfinished)
+            unfinished.rename(file)
+        except (OSError, RuntimeError) as e:  # a full disk: torch's writer says RuntimeError
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
+            print(f"features of the data are not kept, the next evaluation computes them again: {e}", flush=True)
     return features
+
+
+def _read(file: Path) -> Features | None:
+    try:
+        return Features(*torch.load(file, weights_only=True))
+    except Exception:  # missing, or damaged: torch.load raises almost anything
+        return None
