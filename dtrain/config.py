@@ -253,13 +253,19 @@ def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
 
 
 def load(path: Path) -> DictConfig:
-    """A frozen configuration: the config.yaml of a run folder."""
+    """A frozen configuration: the config.yaml of a run folder.
+
+    Keys of the trainer and the evaluation that it lacks, since an earlier version wrote it, take their defaults.
+    """
     try:
         cfg = OmegaConf.load(path)
     except FileNotFoundError as e:
         raise ConfigError(f"no configuration file {path}") from e
-    assert isinstance(cfg, DictConfig)
-    return cfg
+    defaults = compose_with_choices([])[0]
+    later = OmegaConf.create({section: defaults[section] for section in ("trainer", "evaluate")})
+    merged = OmegaConf.merge(later, cfg)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def typed(cfg: DictConfig) -> Config:

@@ -23,6 +23,11 @@ from dtrain.log import append_line
 from dtrain.trainer import Trainer
 
 LOST = 76  # EX_PROTOCOL: another rank is gone; the same command continues
+# What a CPU must have one of, by the names of torch.cpu.get_capabilities(): x86, then Arm.
+INSTRUCTIONS = {
+    "bf16": ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "dtrain")
 
 
@@ -42,6 +47,12 @@ def run(config: Config, yaml: str) -> int:
     world = start(config.trainer.device, config.trainer.timeout)
     if config.trainer.precision == "tf32":
         torch.set_float32_matmul_precision("high")
+    if world.main and emulated(config.trainer.precision, world.device):
+        print(
+            f"dtrain: this CPU emulates {config.trainer.precision}, which takes many times longer than "
+            "trainer.precision=fp32",
+            file=sys.stderr,
+        )
     try:
         train, test = build_loaders(config, algorithm, splits, world)
         trainer = Trainer(config, algorithm, train, test, world, folder)
@@ -55,6 +66,14 @@ def run(config: Config, yaml: str) -> int:
     finally:
         if not world.broken:  # leaving a broken group can hang as long as the broken collective did
             stop()
+
+
+def emulated(precision: str, device: torch.device) -> bool:
+    """Whether the device is a CPU without instructions for the precision."""
+    needed = INSTRUCTIONS.get(precision)
+    if device.type != "cpu" or needed is None:
+        return False
+    return not any(torch.cpu.get_capabilities().get(name) for name in needed)
 
 
 def evaluate_run(config: Config, folder: Path) -> None:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dtrain import config as configs
 from dtrain.checkpoint import steps
+from dtrain.run import emulated
 from tests.harness import difference
 from tests.runs import call, execute, final_weights, freeze, metrics, status
 
@@ -84,7 +86,11 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
     again = call("--config", file)
     assert again.returncode == 0 and "is finished" in again.stdout
 
-    # As if the job had died while evaluating: the same command picks the run up, in another world size.
+    # As if the job had died while evaluating: the same command picks the run up, in another world size. And as if an
+    # earlier version had started it, which did not know every key.
+    for old in (file, run / "config.yaml"):
+        lines = old.read_text().splitlines(keepends=True)
+        old.write_text("".join(line for line in lines if not line.startswith(("  patience:", "  fidelity:"))))
     (run / "status.json").unlink()
     for path in steps(run / "checkpoints")[1:]:
         path.rename(path.with_suffix(".incomplete"))
@@ -177,3 +183,21 @@ def test_channels_last_is_refused_for_sharded_weights(tmp_path: Path, shards: Pa
     result = call("--config", freeze(tmp_path / "run", shards, *overrides, model=CONVOLUTIONAL), world=2)
     assert result.returncode != 0
     assert "channels_last=true" in result.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "expected"),
+    [
+        ("bf16", {"avx2": True, "avx512_bf16": False}, True),
+        ("bf16", {"avx512_bf16": True}, False),
+        ("bf16", {"neon": True, "bf16": True}, False),
+        ("fp16", {"avx512_bf16": True}, True),
+        ("fp32", {}, False),
+    ],
+)
+def test_a_precision_that_the_cpu_must_emulate_is_known(
+    precision: str, capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert emulated(precision, torch.device("cpu")) is expected
+    assert not emulated(precision, torch.device("cuda"))
