@@ -17,7 +17,7 @@ train: setup shards/digits ## train the 5-level StackedWAE on the embedded digit
 	@echo "Look at runs/quickstart/images/ and runs/quickstart/metrics.jsonl"
 
 test: setup-test lint golden shards/digits ## set up everything, then lint and test
-	$(BIN)/python -m pytest --cov --cov-report=term --ignore tests/golden $(PYTEST)
+	$(BIN)/python -m pytest --cov --cov-report=term --durations=15 --ignore tests/golden $(PYTEST)
 
 golden: setup-test ## check that the golden curves still come out
 	$(BIN)/python -m pytest --quiet tests/golden

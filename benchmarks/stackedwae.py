@@ -5,7 +5,7 @@
 
 <model>.<batch>.images_per_s.<way>: median over rounds in which all ways take turns; ratio: over fp32 of the same
 round, median. Whole steps: noise, losses, backward, norms, Adam; the batch is on the device already. On a GPU also
-memory_mb, the largest of a step.
+memory_mb, the largest of the first two steps, weights and optimizer included.
 """
 
 from __future__ import annotations
@@ -62,18 +62,20 @@ def stepper(model: str, batch_size: int, overrides: tuple[str, ...], device: tor
 
 
 def measure(model: str, batch_size: int, ways: list[str], rounds: int, device: torch.device) -> dict[str, Any]:
-    steps = {way: stepper(model, batch_size, WAYS[way], device) for way in ways}
-    memory = {}
-    for way, step in steps.items():
+    steps: dict[str, Callable[[], None]] = {}
+    memory, held = {}, 0
+    for way in ways:
         if device.type == "cuda":
+            held = torch.cuda.memory_allocated()  # by the ways before
             torch.cuda.reset_peak_memory_stats()
+        step = steps[way] = stepper(model, batch_size, WAYS[way], device)
         begin = time.perf_counter()
         step()
         step()
         seconds = time.perf_counter() - begin
         print(f"{model} {batch_size} {way}: first two steps {seconds:.1f} s", file=sys.stderr)
         if device.type == "cuda":
-            memory[way] = round(torch.cuda.max_memory_allocated() / 2**20)
+            memory[way] = round((torch.cuda.max_memory_allocated() - held) / 2**20)
     times: dict[str, list[float]] = {way: [] for way in ways}
     for i in range(rounds):
         for way in ways if i % 2 else reversed(ways):

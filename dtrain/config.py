@@ -118,10 +118,14 @@ class TrainerConfig(_Section):
             raise ConfigError(f"trainer.shard_size={self.shard_size} must divide the {world} processes")
         if self.channels_last and self.strategy == "fsdp" and world > 1:
             raise ConfigError("trainer.channels_last=true: FSDP shards contiguous weights only; set strategy=ddp")
-        if self.patience and not (self.evaluate_every and self.checkpoint.best):
+        if self.checkpoint.best and not self.evaluate_every:
+            raise ConfigError(
+                f"trainer.checkpoint.best={self.checkpoint.best} is judged at evaluations: set trainer.evaluate_every"
+            )
+        if self.patience and not self.checkpoint.best:
             raise ConfigError(
                 f"trainer.patience={self.patience} counts evaluations without a better metric: set "
-                "trainer.evaluate_every, and trainer.checkpoint.best to the metric"
+                "trainer.checkpoint.best to the metric, and trainer.evaluate_every"
             )
 
 
@@ -309,6 +313,15 @@ def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: 
     checked(create_model("Arguments", __config__=config, **fields), given, where)
 
 
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The names beside the last of the path."""
+    for part in path[:-1]:
+        inner = model.model_fields[str(part)].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)
+
+
 def checked(model: type[M], content: Any, where: str) -> M:
     """The content as a model. Raises ConfigError naming every wrong key under `where`."""
     try:
@@ -318,7 +331,9 @@ def checked(model: type[M], content: Any, where: str) -> M:
         for error in e.errors(include_url=False):
             key = ".".join(str(p) for p in (where, *error["loc"]) if p != "")
             if error["type"] == "extra_forbidden":
-                lines.append(f"{key}={error['input']!r}: unknown key; allowed: {', '.join(model.model_fields)}")
+                lines.append(
+                    f"{key}={error['input']!r}: unknown key; allowed: {', '.join(_fields(model, error['loc']))}"
+                )
             elif error["type"] == "missing":
                 lines.append(f"{key}: is not set")
             else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,24 +134,30 @@ def test_one_and_two_processes_have_the_same_loss_curve(tmp_path: Path, shards: 
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
-def test_evaluation_at_any_time(tmp_path: Path, shards: Path) -> None:
-    import subprocess
-    import sys
+def evaluate(run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dtrain.evaluate", str(run), *overrides],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
 
+
+def test_evaluation_at_any_time_and_with_other_settings(tmp_path: Path, shards: Path) -> None:
     run = tmp_path / "run"
     assert execute(freeze(run, shards)) == 0
-    (run / "images" / "samples.png").unlink()
-    result = subprocess.run(
-        [sys.executable, "-m", "dtrain.evaluate", str(run)], capture_output=True, text=True, check=False, timeout=120
-    )
+    before = (run / "images" / "samples.png").read_bytes()
+    result = evaluate(run, "evaluate.samples=9", "evaluate.manipulate=[]")
     assert result.returncode == 0, result.stderr
-    assert (run / "images" / "samples.png").exists()
+    assert (run / "images" / "samples.png").read_bytes() != before
+    assert configs.load(run / "config.yaml").evaluate.samples == 4
     first, second = metrics(run, "evaluation")
     assert second["objective"] == pytest.approx(first["objective"])
-    missing = subprocess.run(
-        [sys.executable, "-m", "dtrain.evaluate", str(tmp_path / "no")], capture_output=True, text=True, check=False
-    )
-    assert missing.returncode == 2 and "config.yaml" in missing.stderr
+    for folder, override, named in (
+        (tmp_path / "no", "evaluate.samples=9", "config.yaml"),
+        (run, "evaluate.sample=9", "unknown key; allowed: samples"),
+        (run, "seed=2", "only evaluate.<key>=<value>"),
+    ):
+        refused = evaluate(folder, override)
+        assert refused.returncode == 2 and named in refused.stderr and "Traceback" not in refused.stderr
 
 
 CONVOLUTIONAL = {

@@ -176,6 +176,17 @@ def test_convolutional_levels_have_the_shapes_and_sizes_of_figure_10(name: str) 
     assert sum(p.numel() for p in algorithm.parameters()) == total
 
 
+@pytest.mark.parametrize(("name", "low"), [("stackedwae_svhn", 0.0), ("stackedwae_celeba", -1.0)])
+def test_decoded_pixels_lie_in_the_models_own_range(name: str, low: float) -> None:
+    _, algorithm, _ = built(name)
+    assert algorithm.value_range == (low, 1.0)
+    algorithm.eval()
+    codes = 100 * Noise.of(4).normal("codes", *algorithm.latent_shapes[0])
+    with torch.no_grad():
+        pixels = algorithm.decode(codes)
+    assert pixels.min() == pytest.approx(low, abs=0.05) and pixels.max() == pytest.approx(1.0, abs=0.05)
+
+
 def test_the_ablation_trains_only_the_first_encoder() -> None:
     _, algorithm, updater = built("wae_hierarchical")
     before = {k: v.clone() for k, v in model_state(algorithm).items()}

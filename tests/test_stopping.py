@@ -62,6 +62,8 @@ def test_evaluations_without_a_better_one_are_counted_over_a_restart(
 def test_patience_needs_a_metric_and_is_part_of_what_a_run_is(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.checkpoint\.best"):
         execute(freeze(tmp_path / "run", shards, "trainer.patience=2", "trainer.evaluate_every=5"))
+    with pytest.raises(ConfigError, match=r"checkpoint\.best=.*set trainer\.evaluate_every"):
+        execute(freeze(tmp_path / "run", shards, BEST))
     assert not (tmp_path / "run").exists()
 
     def of(*overrides: str) -> str:

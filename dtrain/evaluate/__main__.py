@@ -1,10 +1,12 @@
-"""python -m dtrain.evaluate <run>: held-out numbers and pictures of a run's newest checkpoint."""
+"""python -m dtrain.evaluate <run> [evaluate.key=value …]: numbers and pictures of a run's newest checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
 
 from dtrain import config as configs
 from dtrain.config import ConfigError
@@ -13,9 +15,11 @@ from dtrain.config import ConfigError
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dtrain.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
-    folder: Path = parser.parse_args().run
+    parser.add_argument("overrides", nargs="*", metavar="evaluate.key=value", help="e.g. evaluate.projection=umap")
+    arguments = parser.parse_args()
+    folder: Path = arguments.run
     try:
-        config = configs.validate(configs.load(folder / "config.yaml"))
+        config = configs.validate(_overridden(configs.load(folder / "config.yaml"), arguments.overrides))
         from dtrain.run import evaluate_run
 
         evaluate_run(config, folder)
@@ -23,6 +27,15 @@ def main() -> int:
     except ConfigError as e:
         print(f"dtrain.evaluate: {e}", file=sys.stderr)
         return 2
+
+
+def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    for override in overrides:
+        if not override.startswith("evaluate.") or "=" not in override:
+            raise ConfigError(f"{override}: only evaluate.<key>=<value> can be set here, the run is what it is")
+    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(overrides))
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Sums:
 def held_out(algorithm: Algorithm, test: Loader, world: World, poll: Callable[[], None]) -> dict[str, float]:
     """Means over the held-out set, each sample once, the same on every rank.
 
-    objective and objective/<term>: the algorithm's own (Eq. 14 for StackedWAE), averaged over batches by size.
+    objective and objective/<term>: the algorithm's own (Eq. 14 and 17 for StackedWAE), averaged over batches by size.
     For every level i of the hierarchy:
     mse/level<i>: mean over pixels of (x - reconstruction from level i)^2, with pixels scaled to [0, 1];
     explained/level<i>: the share of x's variance that this reconstruction explains;

@@ -140,10 +140,10 @@ def _manipulation(
 
 
 def _interpolation(algorithm: Algorithm, side: int, x: Tensor) -> plt.Figure | None:
-    """The decoded square [-2, 2]^2 of the deepest latent, where it has two dimensions."""
+    """The decoded square of 2 standard deviations of the prior on the deepest latent, where it has two dimensions."""
     if algorithm.encode(x, algorithm.levels).shape[1:] != (2,):
         return None
-    line = torch.linspace(-2, 2, side, device=x.device, dtype=x.dtype)
+    line = algorithm.prior_scale * torch.linspace(-2, 2, side, device=x.device, dtype=x.dtype)
     grid = torch.stack(torch.meshgrid(-line, line, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
     page = tile(_pixels(algorithm, algorithm.decode(grid, algorithm.levels)), side)
     caption = "horizontal: first coordinate, vertical: second, both from -2 to 2 standard deviations of the prior"
@@ -166,8 +166,11 @@ def _paths(algorithm: Algorithm, x: Tensor, steps: int = 8) -> plt.Figure | None
 
 
 def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection: str) -> plt.Figure:
-    colours = None if labels is None else labels.cpu().numpy()
-    coloured = {} if colours is None else {"c": colours, "cmap": "tab10", "vmin": -0.5, "vmax": 9.5}
+    coloured, classes = {}, 0
+    if labels is not None:
+        classes = max(10, int(labels.max()) + 1)
+        colours = "tab10" if classes == 10 else "nipy_spectral"
+        coloured = {"c": labels.cpu().numpy(), "cmap": colours, "vmin": -0.5, "vmax": classes - 0.5}
     figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
     parts = [[z.flatten(1).double().cpu() for z in algorithm.encode_levels(part)] for part in x.split(CHUNK)]
     for level, (ax, codes) in enumerate(zip(axes[0], zip(*parts, strict=True), strict=True), start=1):
@@ -177,8 +180,10 @@ def _latents(algorithm: Algorithm, x: Tensor, labels: Tensor | None, projection:
         points = project(z) if dims > 2 else z.numpy()
         dots = ax.scatter(points[:, 0], points[:, -1], s=4, **coloured)
         ax.set_title(f"z_{level}: {dims} dimensions" + (f", {projection.upper()}" if dims > 2 else ""), fontsize=9)
-    if colours is not None:
-        figure.colorbar(dots, ax=axes, ticks=range(10), label="label", fraction=0.02, pad=0.01)
+    if classes:
+        figure.colorbar(
+            dots, ax=axes, ticks=range(0, classes, max(1, classes // 10)), label="label", fraction=0.02, pad=0.01
+        )
     figure.suptitle("Codes (means) of held-out data at every level")
     return figure
 

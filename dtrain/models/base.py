@@ -26,6 +26,7 @@ class Algorithm(nn.Module):
     groups: group name -> the networks (attribute paths) it owns; every network is in one group, or in none if
         nothing ever trains it.
     value_range: what the images are scaled to. levels: depth of the latent hierarchy.
+    prior_scale: standard deviation of the deepest code under its prior.
     interpolated: the level whose codes pictures interpolate; None for the deepest.
     batches_per_step: how many batches a step takes from the stream.
     batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
@@ -36,6 +37,7 @@ class Algorithm(nn.Module):
     groups: Mapping[str, tuple[str, ...]]
     value_range: tuple[float, float] = (0.0, 1.0)
     levels: int = 1
+    prior_scale: float = 1.0
     interpolated: int | None = None
     batches_per_step: int = 1
     batch_coupled: bool = False

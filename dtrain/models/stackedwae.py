@@ -205,12 +205,11 @@ class HierarchicalWAE(StackedWAE):
 
 
 class ConvStackedWAE(StackedWAE):
-    """StackedWAE with residual networks, on images in [-1, 1] (SVHN with 6 levels, CelebA with 10).
+    """StackedWAE with residual networks (SVHN with 6 levels, CelebA with 10).
 
-    width multiplies the filters of every level.
+    width multiplies the filters of every level. symmetric: pixels in [-1, 1] and a tanh, otherwise in [0, 1] and a
+    sigmoid.
     """
-
-    value_range = (-1.0, 1.0)
 
     def __init__(
         self,
@@ -218,6 +217,7 @@ class ConvStackedWAE(StackedWAE):
         *,
         table: Annotated[list[Level], Field(min_length=1)],
         width: Dimension = 1,
+        symmetric: bool = True,
         lambda_rec: Weight,
         lambda_match: Weight,
         weights: Schedule,
@@ -226,6 +226,7 @@ class ConvStackedWAE(StackedWAE):
         lambda_sigma_decay: float = 0.0,
     ) -> None:
         Algorithm.__init__(self)
+        self.value_range = (-1.0 if symmetric else 0.0, 1.0)
         shapes = check_table(image_shape, table)
         encoders: list[nn.Module] = []
         decoders: list[nn.Module] = []
@@ -237,7 +238,7 @@ class ConvStackedWAE(StackedWAE):
             if i:
                 decoders.append(GaussianResNet(above, filters, below, kernel, up, nn.ReLU()))
             else:
-                decoders.append(ImageResNet(above, filters, below, kernel, up))
+                decoders.append(ImageResNet(above, filters, below, kernel, up, symmetric))
         self._stack(encoders, decoders, image_shape, shapes)
         self._weigh(lambda_rec, lambda_match, weights, prior_scale, lambda_sigma, lambda_sigma_decay)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from dtrain.nets.mlp import full_precision, variance_of
@@ -70,11 +71,17 @@ class GaussianResNet(Recomputable):
 
 
 class ImageResNet(Recomputable):
-    """A deterministic image given feature maps: forward(z) -> float32 [B, channels, H', W'] in [-1, 1]."""
+    """A deterministic image given feature maps: forward(z) -> float32 [B, channels, H', W'].
 
-    def __init__(self, inputs: int, filters: int, channels: int, kernel: int, resample: Convolution) -> None:
+    In [-1, 1] by a tanh where symmetric, otherwise in [0, 1] by a sigmoid.
+    """
+
+    def __init__(
+        self, inputs: int, filters: int, channels: int, kernel: int, resample: Convolution, symmetric: bool
+    ) -> None:
         super().__init__()
+        self.squash = torch.tanh if symmetric else torch.sigmoid
         self.body = ResNet(inputs, filters, channels, kernel, resample, nn.ReLU())
 
     def forward(self, z: Tensor) -> Tensor:
-        return full_precision(self.through(self.body, z)).tanh()
+        return self.squash(full_precision(self.through(self.body, z)))
