@@ -73,7 +73,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 def steps(folder: Path) -> list[Path]:
     """Published checkpoints, oldest first, verified or not."""
-    return sorted(p for p in folder.glob("step-*") if p.suffix != ".incomplete")
+    return sorted(p for p in folder.glob("step-*") if not p.suffix)
 
 
 class Checkpointer:
@@ -102,20 +102,22 @@ class Checkpointer:
         if not self.settings.asynchronous:
             self.wait()
 
-    def wait(self) -> None:
-        """Returns once no save is under way; reports the last one's failure."""
+    def wait(self) -> bool:
+        """Returns once no save is under way: False if the last one failed, which is reported."""
         if self._thread:
             self._thread.join()
             self._thread = None
         if self._error:
             error, self._error = self._error, None
             self.report(f"checkpoint not saved, training goes on: {error}")
+            return False
+        return True
 
     def _write(self, state: State, info: dict[str, Any]) -> None:
         final = self.path(info["step"])
         work = final.with_suffix(".incomplete")
         try:
-            self._collect(lambda: self._prepare(work, final))
+            self._collect(lambda: self._prepare(work))
             dcp.save(state, checkpoint_id=work, process_group=self.world.saving, no_dist=self.world.size == 1)
             hashes = self._collect(lambda: self._hash_own(work))
             self._collect(lambda: self._publish(work, final, info, hashes))
@@ -123,6 +125,10 @@ class Checkpointer:
             self._error = e
             if self.world.main:
                 shutil.rmtree(work, ignore_errors=True)
+                replaced = final.with_suffix(".replaced")
+                if replaced.exists() and not (final / COMMITTED).exists():
+                    shutil.rmtree(final, ignore_errors=True)
+                    os.replace(replaced, final)
 
     def _collect(self, action: Callable[[], dict[str, str]]) -> dict[str, str]:
         """Runs the action on every rank and merges what they return; raises on all of them if it failed on one."""
@@ -139,10 +145,9 @@ class Checkpointer:
             raise CheckpointError("; ".join(failed))
         return {name: digest for r in every for name, digest in r.items()}
 
-    def _prepare(self, work: Path, final: Path) -> dict[str, str]:
+    def _prepare(self, work: Path) -> dict[str, str]:
         if self.world.main:
             shutil.rmtree(work, ignore_errors=True)
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
             work.mkdir(parents=True)
         return {}
 
@@ -156,6 +161,10 @@ class Checkpointer:
 
     def _publish(self, work: Path, final: Path, info: dict[str, Any], hashes: dict[str, str]) -> dict[str, str]:
         if self.world.main:
+            replaced = final.with_suffix(".replaced")  # of the same step: damaged, or saved before it was evaluated
+            shutil.rmtree(replaced, ignore_errors=True)
+            if final.exists():
+                os.replace(final, replaced)
             os.replace(work, final)
             seal = final / f".{COMMITTED}"
             seal.write_bytes(_seal({**info, "files": hashes}))
@@ -163,9 +172,11 @@ class Checkpointer:
             os.replace(seal, final / COMMITTED)
             _sync(final)
             _sync(self.folder)
+            shutil.rmtree(replaced, ignore_errors=True)
             best = self.best()
             if info["value"] is not None and (best is None or info["value"] < best["value"]):
-                write_json(self.folder / "best.json", {"step": info["step"], "value": info["value"]})
+                marked = {"step": info["step"], "value": info["value"], "metric": self.settings.best}
+                write_json(self.folder / "best.json", marked)
             self._prune()
         return {}
 
@@ -180,9 +191,12 @@ class Checkpointer:
                 shutil.rmtree(path)
 
     def best(self) -> dict[str, Any] | None:
-        """{"step", "value"} of the best evaluated checkpoint, if one was marked."""
+        """{"step", "value"} of the checkpoint that was best by settings.best, if one was marked."""
         file = self.folder / "best.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        if not file.exists():
+            return None
+        marked: dict[str, Any] = json.loads(file.read_text())
+        return marked if marked.get("metric", self.settings.best) == self.settings.best else None
 
     def latest(self, best: bool = False) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that verifies, on all ranks the same; damaged ones are reported and passed over.

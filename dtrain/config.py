@@ -22,6 +22,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from yaml import YAMLError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -135,7 +136,7 @@ class EvaluateConfig(_Section):
     grid: Positive
     points: Positive
     projection: Literal["pca", "umap"]
-    manipulate: list[str]
+    manipulate: list[Annotated[str, Field(coerce_numbers_to_str=True)]]
     strengths: Annotated[list[float], Field(min_length=1)]
     fidelity: Literal["inception", "imagenet", "digits"] | None
     fidelity_samples: Annotated[int, Field(ge=2)]
@@ -265,6 +266,10 @@ def load(path: Path) -> DictConfig:
         cfg = OmegaConf.load(path)
     except FileNotFoundError as e:
         raise ConfigError(f"no configuration file {path}") from e
+    except (OSError, ValueError, YAMLError) as e:
+        raise ConfigError(f"{path} is no configuration file: {e}") from e
+    if not cfg:
+        raise ConfigError(f"{path} is empty: remove it, or the folder it is in")
     defaults = compose_with_choices([])[0]
     later = OmegaConf.create({section: defaults[section] for section in ("trainer", "evaluate")})
     merged = OmegaConf.merge(later, cfg)
@@ -299,6 +304,14 @@ def model_target(config: Config) -> tuple[Any, dict[str, Any]]:
         return get_method(str(name)), arguments
     except Exception as e:
         raise ConfigError(f"model._target_={name}: cannot be imported ({e})") from e
+
+
+def completed(config: Config) -> Config:
+    """The configuration with the model's own defaults for the arguments it does not name."""
+    target, arguments = model_target(config)
+    known = inspect.signature(target.__init__).parameters.values()
+    defaults = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    return config.model_copy(update={"model": {"_target_": config.model["_target_"], **defaults, **arguments}})
 
 
 def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: str) -> None:

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from dtrain.config import ConfigError
 from dtrain.models.base import Algorithm
 from dtrain.nets.batchnorm import SyncBatchNorm
 
@@ -93,19 +94,24 @@ def environment() -> tuple[int, int, int]:
 def _slurm_address() -> None:
     """MASTER_ADDR and MASTER_PORT for tasks that srun started without torchrun."""
     if "MASTER_ADDR" not in os.environ:
-        nodes = os.environ["SLURM_JOB_NODELIST"]
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
         names = subprocess.run(["scontrol", "show", "hostnames", nodes], check=True, capture_output=True, text=True)
         os.environ["MASTER_ADDR"] = names.stdout.split()[0]
     if "MASTER_PORT" not in os.environ:
         # The same on every task of the step, another for another step or restart of the job.
-        job, restart = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        os.environ["MASTER_PORT"] = str(28000 + (job * 7 + restart) % 4700)  # below the ports that clients get
+        job, step, restart = (
+            int(os.environ.get(f"SLURM_{name}", "0")) for name in ("JOB_ID", "STEP_ID", "RESTART_COUNT")
+        )
+        port = 28000 + (job * 7 + step * 61 + restart) % 4700  # below the ports that clients get
+        os.environ["MASTER_PORT"] = str(port)
 
 
 def start(device: str = "auto", timeout: float = 600.0) -> World:
     """Joins the process group that the environment describes; one process needs none."""
     rank, size, local_rank = environment()
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda: torch finds no GPU here")
     place = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(place)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +24,51 @@ COLUMNS = (
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replaces a small JSON file in one step: a reader sees the old one or the new one."""
+    replace_text(path, json.dumps(content) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replaces a small file in one step."""
     work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(json.dumps(content) + "\n")
-    os.replace(work, path)
+    try:
+        work.write_text(text)
+        os.replace(work, path)
+    except OSError:
+        work.unlink(missing_ok=True)
+        raise
 
 
 def append_line(path: Path, content: dict[str, Any]) -> None:
-    """Appends one JSON line."""
-    with path.open("a") as f:
-        f.write(json.dumps(content) + "\n")
+    """Appends one JSON line, on a line of its own where a full disk cut the one before it short."""
+    with path.open("ab+") as f:
+        if f.seek(0, os.SEEK_END):
+            f.seek(-1, os.SEEK_END)
+            whole = f.read() == b"\n"
+        else:
+            whole = True
+        f.write(((b"" if whole else b"\n") + json.dumps(content).encode()) + b"\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file, without any cut short or still being written; [] if there is none."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError):
+            if line.endswith("\n"):
+                lines.append(json.loads(line))
+    return lines
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Removes the lines of steps after `step`, and a half-written last line: they will be run again."""
+    """Removes the lines of steps after `step`, and half-written ones: they will be run again."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line).get("step", 0) <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text("".join(kept))
-    os.replace(work, path)
+    kept = [line for line in read_lines(path) if line.get("step", 0) <= step]
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def by_level(values: dict[str, float]) -> list[str]:
@@ -77,6 +99,7 @@ class Log:
         )
         self.status: dict[str, Any] = {"state": "running", "step": start, "max_steps": max_steps}
         self._heartbeat = 0.0
+        self._said: set[str] = set()  # what went wrong with writing
         self._bar: Progress | None = None
         if not main:
             return
@@ -122,23 +145,37 @@ class Log:
     def event(self, step: int, kind: str, message: str) -> None:
         """Something that a reader of the metrics should know: a restart, a skipped step, a failed save."""
         if self.main:
-            append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "message": message})
+            with self._writing():
+                append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "message": message})
             self.line(message)
 
     def rewind(self, step: int) -> None:
         """Forgets the metrics of later steps: they will be run again."""
         if self.main:
-            drop_after(self.run_dir / "metrics.jsonl", step)
+            with self._writing():
+                drop_after(self.run_dir / "metrics.jsonl", step)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk must not end the training: what could not be written is said once, and left out."""
+        try:
+            yield
+        except OSError as e:
+            if str(e) not in self._said:
+                self._said.add(str(e))
+                self.line(f"not logged, training goes on: {e}")
 
     def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
         finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}  # JSON has no NaN
-        append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "time": time.time(), **finite})
+        with self._writing():
+            append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "time": time.time(), **finite})
         prefix = "" if kind == "train" else f"{kind}/"
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # One event for all of them: add_scalar would wake the writing thread for each.
         summary = Summary(value=[Summary.Value(tag=prefix + k, simple_value=v) for k, v in values.items()])
-        self._board._get_file_writer().add_summary(summary, step)
+        with self._writing():
+            self._board._get_file_writer().add_summary(summary, step)
 
     def beat(self, step: int, every: float = 2.0, **changes: Any) -> None:
         """Refreshes status.json, at most every `every` seconds unless something changed."""
@@ -146,10 +183,12 @@ class Log:
         if self.main and (changes or now - self._heartbeat >= every):
             self._heartbeat = now
             self.status |= {"step": step, "time": time.time(), **changes}
-            write_json(self.run_dir / "status.json", self.status)
+            with self._writing():
+                write_json(self.run_dir / "status.json", self.status)
 
     def close(self) -> None:
         if self.main:
-            self._board.close()
+            with self._writing():
+                self._board.close()
             if self._bar:
                 self._bar.stop()

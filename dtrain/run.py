@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -9,6 +11,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +23,11 @@ from dtrain.build import build_algorithm, build_loaders, open_data
 from dtrain.config import Config, ConfigError
 from dtrain.distributed import RanksMissing, World, environment, start, stop
 from dtrain.evaluate.checks import check as check_evaluation
-from dtrain.log import append_line
-from dtrain.trainer import Trainer
+from dtrain.evaluate.evaluator import Interrupted
+from dtrain.log import append_line, replace_text
+from dtrain.trainer import STOPPED, Trainer
 
+LEAVING = 20.0  # seconds that another process in the folder gets to end: it may be saving
 LOST = 76  # EX_PROTOCOL: another rank is gone; the same command continues
 # What a CPU must have one of, by the names of torch.cpu.get_capabilities(): x86, then Arm.
 INSTRUCTIONS = {
@@ -39,7 +45,8 @@ def run(config: Config, yaml: str) -> int:
     check_evaluation(config.evaluate, splits[0])
     algorithm = build_algorithm(config, splits[0].image_shape)
     folder = configs.run_dir(config)
-    _check_folder(folder, config)
+    images = {split.path.name: split.manifest["files"]["images.npy"]["sha256"] for split in splits}
+    _check_folder(folder, config, images)
     if _finished(folder):
         if rank == 0:
             print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
@@ -56,10 +63,11 @@ def run(config: Config, yaml: str) -> int:
     try:
         train, test = build_loaders(config, algorithm, splits, world)
         trainer = Trainer(config, algorithm, train, test, world, folder)
-        if world.main:
-            _open_folder(folder, yaml, world)
-        world.barrier()
-        return trainer.fit()
+        with _held(folder, world):
+            if world.main:
+                _open_folder(folder, yaml, images, world)
+            world.barrier()
+            return trainer.fit()
     except RanksMissing as e:
         print(f"dtrain: rank {rank}: {e}", file=sys.stderr)
         return LOST
@@ -76,15 +84,22 @@ def emulated(precision: str, device: torch.device) -> bool:
     return not any(torch.cpu.get_capabilities().get(name) for name in needed)
 
 
-def evaluate_run(config: Config, folder: Path) -> None:
-    """Evaluates the newest checkpoint of a run, draws its pictures, and adds a line to its metrics."""
+def evaluate_run(config: Config, folder: Path) -> int:
+    """Evaluates a run's newest checkpoint, or the best one of a run that has stopped early; returns the exit code.
+
+    Draws its pictures, and adds a line to its metrics.
+    """
     splits = open_data(config)
     check_evaluation(config.evaluate, splits[0])
     algorithm = build_algorithm(config, splits[0].image_shape)
     world = start(config.trainer.device, config.trainer.timeout)
     try:
         train, test = build_loaders(config, algorithm, splits, world)
-        Trainer(config, algorithm, train, test, world, folder).evaluate()
+        best = config.trainer.patience is not None and _finished(folder)
+        Trainer(config, algorithm, train, test, world, folder).evaluate(best)
+        return 0
+    except Interrupted:
+        return STOPPED
     finally:
         stop()
 
@@ -98,18 +113,57 @@ def _finished(folder: Path) -> bool:
     return _status(folder).get("state") == "finished"
 
 
-def _check_folder(folder: Path, config: Config) -> None:
-    """ConfigError if the folder holds another run."""
+def _check_folder(folder: Path, config: Config, images: dict[str, str]) -> None:
+    """ConfigError if the folder holds another run, or one on other images."""
     if not (folder / "config.yaml").exists():
         return
-    other = configs.validate(configs.load(folder / "config.yaml"))
-    if configs.signature(other) == configs.signature(config):
+    own, other = (configs.completed(c) for c in (config, configs.validate(configs.load(folder / "config.yaml"))))
+    if configs.signature(other) == configs.signature(own):
+        file = folder / "environment.json"
+        before = json.loads(file.read_text()).get("images", images) if file.exists() else images
+        if before != images:
+            raise ConfigError(
+                f"{folder} was trained on other images than data.path={config.data.path} now holds (sha256 {before}, "
+                f"now {images}); choose run.name or run.dir"
+            )
         return
-    ours, theirs = (_flat(c.model_dump(mode="json")) for c in (config, other))
+    ours, theirs = (_flat(c.model_dump(mode="json")) for c in (own, other))
     differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
     raise ConfigError(
         f"{folder} holds another run; choose run.name or run.dir. They differ in\n  " + "\n  ".join(differing)
     )
+
+
+@contextlib.contextmanager
+def _held(folder: Path, world: World) -> Iterator[None]:
+    """Keeps other processes from training in the folder; the system lets go when this one dies.
+
+    ConfigError on every rank if another still does after LEAVING seconds.
+    """
+    with contextlib.ExitStack() as stack:
+        holder = None
+        if world.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / "running.lock").open("a+"))
+            deadline = time.monotonic() + LEAVING
+            while holder is None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        lock.seek(0)
+                        holder = lock.read()
+                    time.sleep(0.2)
+                except OSError:  # a file system without locks
+                    break
+                else:
+                    lock.truncate(0)
+                    print(f"process {os.getpid()} on {platform.node()}", end="", file=lock, flush=True)
+                    break
+        holder = world.share(holder)
+        if holder is not None:
+            raise ConfigError(f"{folder} is being trained by {holder}: wait for it, or choose run.name or run.dir")
+        yield
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -119,13 +173,13 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _open_folder(folder: Path, yaml: str, world: World) -> None:
+def _open_folder(folder: Path, yaml: str, images: dict[str, str], world: World) -> None:
     """config.yaml, environment.json, and a line in the metrics for this start."""
     folder.mkdir(parents=True, exist_ok=True)
     first = not (folder / "config.yaml").exists()
-    (folder / "config.yaml").write_text(yaml)
-    facts = _environment(world)
-    (folder / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
+    replace_text(folder / "config.yaml", yaml)
+    facts = {**_environment(world), "images": images}
+    replace_text(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
     append_line(folder / "metrics.jsonl", {"kind": "start", "restart": not first, "world_size": world.size})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dtrain import state as states
-from dtrain.checkpoint import Checkpointer, stored_keys
+from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys
 from dtrain.config import Config, ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
@@ -81,8 +82,9 @@ class Trainer:
         self.begin()
         try:
             if self.evaluation_due:
+                value = self._judge()
                 self.saved = None  # its checkpoint is without the metric
-                self._save(self._judge())
+                self._save(value)
             while self.step < self.settings.max_steps and not self._out_of_patience():
                 self.advance()
                 if self.stop.agreed():
@@ -91,10 +93,9 @@ class Trainer:
                     raise Interrupted
             self._finish()
         except Interrupted:
-            self._save()
-            self.checkpoints.wait()
+            where = "from there" if self._save_surely() else "from the last checkpoint"
             self.log.beat(self.step, state="stopped")
-            self.log.line(f"stopped at step {self.step}; the same command continues from there")
+            self.log.line(f"stopped at step {self.step}; the same command continues {where}")
             return STOPPED
         except BaseException as e:
             error = explain(e, self.world, self.step)
@@ -109,7 +110,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Continues from the newest checkpoint, or from the first image."""
-        images = self._restore()
+        images = self._restore() or 0
         self.log = Log(self.run, self.settings.max_steps, len(self.train), self.world.main, self.step)
         self.log.rewind(self.step)
         self.log.beat(self.step, state="running")
@@ -121,9 +122,9 @@ class Trainer:
         if self.settings.on_nonfinite == "rollback" and self.saved is None:
             self._save()
 
-    def evaluate(self) -> None:
-        """Evaluates and draws the newest checkpoint. ConfigError if there is none."""
-        self._restore()
+    def evaluate(self, best: bool = False) -> None:
+        """Evaluates and draws the newest checkpoint, or the best one. ConfigError if there is none."""
+        self._restore(best)
         if self.saved is None:
             raise ConfigError(f"{self.run} has no checkpoint that verifies: there is nothing to evaluate yet")
         self.log = Log(self.run, self.step, len(self.train), self.world.main, self.step)
@@ -221,7 +222,7 @@ class Trainer:
         self.evaluation_due = True
         value = self._evaluate(pictures=False)
         self.evaluation_due = False
-        if value is None or (self.best is not None and value >= self.best):
+        if value is None or not value < (math.inf if self.best is None else self.best):  # NaN is not better
             self.worse += 1
             return None
         self.best, self.worse = value, 0
@@ -238,23 +239,35 @@ class Trainer:
         if not self.settings.sync_batchnorm:
             average_buffers(self.algorithm, self.world)
         self.updater.unfreeze()
-        judged = {"best": self.best, "worse": self.worse, "due": self.evaluation_due}
+        judged = {"metric": self.settings.checkpoint.best, "best": self.best, "worse": self.worse}
+        judged["due"] = self.evaluation_due
         info = {"step": self.step, "images": self.stream.images, "value": value, "evaluation": judged}
         info |= states.settings(self.updater)
         self.checkpoints.save(states.training_state(self.algorithm, self.updater), info)
 
-    def _restore(self, best: bool = False) -> int:
-        """Continues from the newest checkpoint that verifies, or the best one; returns the images seen."""
+    def _save_surely(self) -> bool:
+        """Saves this step and waits for it, twice if need be; whether it is on disk."""
+        for _ in range(2):
+            self._save()
+            if self.checkpoints.wait():
+                return True
+            self.saved = None
+        return False
+
+    def _restore(self, best: bool = False) -> int | None:
+        """Continues from the newest checkpoint that verifies, or the best one; returns its images seen, or None."""
         found = self.checkpoints.latest(best)
         if found is None:
-            return 0
+            return None
         path, info = found
         states.restore_settings(self.updater, info, self.world.device)
         states.allocate(self.algorithm, self.updater, stored_keys(path))
         self.checkpoints.load(path, states.training_state(self.algorithm, self.updater))
         self.step = self.saved = info["step"]
         judged = info["evaluation"]
-        self.best, self.worse, self.evaluation_due = judged["best"], judged["worse"], judged["due"]
+        self.evaluation_due = judged["due"]
+        if judged.get("metric", self.settings.checkpoint.best) == self.settings.checkpoint.best:
+            self.best, self.worse = judged["best"], judged["worse"]
         return info["images"]
 
     def _evaluate(self, pictures: bool) -> float | None:
@@ -273,11 +286,15 @@ class Trainer:
         return values[best] if best else None
 
     def _finish(self) -> None:
+        if not self._save_surely():
+            raise CheckpointError(
+                f"the weights of step {self.step} could not be saved in {self.run}: make room, then the same command "
+                "continues from the checkpoint before"
+            )
         if self.settings.patience:
-            self.checkpoints.wait()
-            self._restore(best=True)
-            self.log.line(f"the weights are those of step {self.step}, the best one")
+            found = self._restore(best=True) is not None
+            which = "the best one" if found else "the last one, since no best one verifies"
+            self.log.line(f"the weights are those of step {self.step}, {which}")
         self._evaluate(pictures=True)
-        self.checkpoints.wait()
         self.log.beat(self.step, state="finished", eta_s=0.0)
         self.log.line(f"finished: pictures in {self.run / 'images'}, numbers in {self.run / 'metrics.jsonl'}")

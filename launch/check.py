@@ -18,6 +18,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from dtrain.config import Config, ConfigError, validate
+from dtrain.log import replace_text
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +28,7 @@ class Checker:
 
     def __init__(self, known: Path) -> None:
         self._known = known
-        code, *good = known.read_text().split() if known.exists() else [""]
+        code, *good = (known.read_text() if known.exists() else "").split() or [""]
         self._good = set(good) if code == _code() else set()
         self._process = None if self._good else self._start()
 
@@ -46,7 +47,7 @@ class Checker:
         if good:
             self._good.update(good)
             self._known.parent.mkdir(parents=True, exist_ok=True)
-            self._known.write_text("\n".join([_code(), *sorted(self._good)]))
+            replace_text(self._known, "\n".join([_code(), *sorted(self._good)]))
         return [found.get(key) for key in keys]
 
     def _ask(self, configs: list[Config]) -> list[str | None]:
@@ -87,9 +88,10 @@ def _build_error(content: dict[str, object]) -> str | None:
 def _key(config: Config) -> str:
     """A digest of all that the answer depends on, but for the code."""
     data = config.data
-    manifests = [data.path / split / "manifest.json" for split in (data.train, data.test)]
+    files = [data.path / split / "manifest.json" for split in (data.train, data.test)]
+    files += [f for f in (config.evaluate.inception_weights, config.evaluate.digit_classifier) if f]
     content = config.model_dump_json(exclude={"seed", "run", "loader"})
-    parts = [content, *(str(m.stat().st_mtime_ns) if m.exists() else "missing" for m in manifests)]
+    parts = [content, *(str(f.stat().st_mtime_ns) if f.exists() else "missing" for f in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -25,6 +25,9 @@ ORPHAN = 300.0  # seconds to wait for processes that a dead node's daemon left b
 
 def run_point(submission: Submission, index: int) -> int:
     """Runs a point until it is finished, stopped, failed, or handed back to SLURM. Returns the exit code."""
+    if submission.cancelled(index).exists():
+        say("cancelled: nothing to do")
+        return 0
     entry = SweepFolder.open(submission.path.parents[1]).points[index]
     job = os.environ.get("SLURM_JOB_ID", f"pid {os.getpid()}")
     with _held(entry.run / "lock", job) as holder:

@@ -57,11 +57,7 @@ def alive(submission: Submission) -> bool:
     """Whether a submission's scheduler still runs; on another machine's it cannot be told, and is assumed."""
     if submission.host != platform.node():
         return True
-    try:
-        command = Path(f"/proc/{submission.job}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return str(submission.path).encode() in command
+    return _runs(submission.job, submission)
 
 
 class Scheduler:
@@ -110,10 +106,24 @@ class Scheduler:
 
 def cancel(submission: Submission, indices: list[int]) -> None:
     """Stops points after they have saved. Their cancelled marks, set before, keep waiting ones from starting."""
+    if submission.host != platform.node():
+        raise ConfigError(
+            f"points that wait are cancelled; the running ones are on {submission.host}: cancel them there"
+        )
     for index in indices:
         last = submission.last(index)
-        if last.get("event") == "start":
-            os.kill(int(last["job"].removeprefix("pid ")), signal.SIGTERM)
+        pid = last.get("job", "").removeprefix("pid ")
+        if last.get("event") == "start" and _runs(pid, submission):
+            os.kill(int(pid), signal.SIGTERM)
+
+
+def _runs(pid: str, submission: Submission) -> bool:
+    """Whether this process is the submission's scheduler, or one of its points."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return str(submission.path).encode() in command
 
 
 if __name__ == "__main__":

@@ -172,6 +172,9 @@ def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
         )
     # Whatever folder a later command, or the job, is started in.
     cfg.run.root, cfg.data.path = str(config.run.root.absolute()), str(config.data.path.absolute())
+    cfg.evaluate.digit_classifier = str(config.evaluate.digit_classifier.absolute())
+    if config.evaluate.inception_weights:
+        cfg.evaluate.inception_weights = str(config.evaluate.inception_weights.absolute())
     config = configs.typed(cfg)
     chosen = dict(o.partition("=")[::2] for o in line)
     values = {}

@@ -75,7 +75,7 @@ def outcome(code: int, status: dict[str, Any]) -> str:
 
 def back_into_queue(how: str, limit: int) -> bool:
     """Requeues this job after an end by `how`, unless it was cancelled or has restarted `limit` times."""
-    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job, restarts = slurm.own_job(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     if not slurm.still_wanted(job):
         say(f"{how}; SLURM has already decided what becomes of job {job}")
         return False

@@ -85,6 +85,13 @@ def accounting(jobs: list[str]) -> dict[tuple[str, int], str]:
     return states
 
 
+def own_job() -> str:
+    """This job, as SLURM's commands name it alone: one task of an array has the number of the whole array."""
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
 def still_wanted(job: str) -> bool:
     """Whether a job that runs this very code is running, and not being cancelled, requeued or timed out."""
     return _ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") == [["RUNNING"]]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.config import ConfigError
-from dtrain.log import write_json
+from dtrain.log import append_line, read_lines, write_json
 from launch.points import Point
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,8 +79,7 @@ class Submission:
     def add_event(self, index: int, event: str, **facts: Any) -> None:
         """Appends one event of a point."""
         line = {"event": event, "time": time.time(), "host": platform.node(), **facts}
-        with (self.path / "points" / f"{index}.events").open("a") as f:
-            f.write(json.dumps(line) + "\n")
+        append_line(self.path / "points" / f"{index}.events", line)
 
 
 @dataclass(frozen=True)
@@ -184,12 +183,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return content
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; [] if there is none. A line still being written is left out."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

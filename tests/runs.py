@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (1, 6, 6)
 
 
-def write_shards(folder: Path) -> None:
-    rng = np.random.default_rng(0)
+def write_shards(folder: Path, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
     for split, count in (("train", 96), ("test", 20)):
         images = rng.integers(0, 256, (count, *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
         write_split(folder / split, array_source(images, rng.integers(0, 10, count), {"what": "noise"}, None, split))

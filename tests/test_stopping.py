@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 from dtrain.checkpoint import steps
-from dtrain.config import ConfigError, compose, signature, validate
+from dtrain.config import ConfigError, compose, load, signature, validate
 from dtrain.evaluate.evaluator import Evaluator, Interrupted
+from dtrain.run import evaluate_run
 from dtrain.trainer import STOPPED
 from tests.runs import execute, freeze, metrics, status
 
@@ -35,6 +39,31 @@ def test_patience_ends_the_training_and_the_best_weights_stay(tmp_path: Path, sh
     assert first["objective"] == last["objective"]
     assert (status(run)["state"], status(run)["step"]) == ("finished", 5)
     assert [int(p.name[5:]) for p in steps(run / "checkpoints")] == [5, 10, 15]
+    config = validate(load(run / "config.yaml"))
+    assert evaluate_run(config, run) == 0
+    assert evaluated(run)[-1] == 5  # the result's, not the newest checkpoint's
+
+
+def test_nan_is_never_the_best_and_another_metric_starts_anew(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    given = iter([math.nan, 7.0, math.nan, 8.0, 8.0, 2000.0, 2001.0, 2001.0])
+    evaluate = Evaluator.__call__
+
+    def scripted(self: Evaluator, *args: object) -> dict[str, float]:
+        return evaluate(self, *args) | {"score": next(given)}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Evaluator, "__call__", scripted)
+    often = ("trainer.evaluate_every=5", "trainer.max_steps=20")
+    assert execute(freeze(run, shards, *often, "trainer.checkpoint.best=score")) == 0
+    marked = json.loads((run / "checkpoints" / "best.json").read_text())
+    assert marked == {"metric": "score", "step": 10, "value": 7.0}
+    (run / "status.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-00000020")
+    assert execute(freeze(run, shards, *often, "trainer.checkpoint.best=objective")) == 0
+    marked = json.loads((run / "checkpoints" / "best.json").read_text())
+    assert marked["metric"] == "objective" and marked["step"] > 10
 
 
 def test_evaluations_without_a_better_one_are_counted_over_a_restart(

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dtrain import config as configs
 from dtrain.config import ConfigError
@@ -22,8 +24,7 @@ def main() -> int:
         config = configs.validate(_overridden(configs.load(folder / "config.yaml"), arguments.overrides))
         from dtrain.run import evaluate_run
 
-        evaluate_run(config, folder)
-        return 0
+        return evaluate_run(config, folder)
     except ConfigError as e:
         print(f"dtrain.evaluate: {e}", file=sys.stderr)
         return 2
@@ -33,7 +34,10 @@ def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     for override in overrides:
         if not override.startswith("evaluate.") or "=" not in override:
             raise ConfigError(f"{override}: only evaluate.<key>=<value> can be set here, the run is what it is")
-    merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(overrides))
+    try:
+        merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(overrides))
+    except (YAMLError, OmegaConfBaseException) as e:
+        raise ConfigError(f"{' '.join(overrides)}: {e}") from e
     assert isinstance(merged, DictConfig)
     return merged
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -10,13 +9,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from dtrain.log import read_lines
+
 PANELS = ("objective", "mse", "isc", "fid", "kid")
 
 
 def draw(metrics: Path, steps_per_epoch: float, file: Path) -> None:
     """A panel for each kind of metric in metrics.jsonl; nothing is drawn for a single evaluation."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    by_step = {line["step"]: line for line in lines if line["kind"] == "evaluation"}
+    by_step = {line["step"]: line for line in read_lines(metrics) if line["kind"] == "evaluation"}
     if len(by_step) < 2:
         return
     steps = sorted(by_step)

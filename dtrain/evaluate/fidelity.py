@@ -69,7 +69,8 @@ def scores(
     count = settings.fidelity_samples
 
     def of_split(loader: Loader) -> Features:
-        file = cache / f"{loader.split.manifest['sha256'][:16]}-{digest}-{count}.pt"
+        lossy = "-jpg" if getattr(loader, "encoded", None) else ""
+        file = cache / f"{loader.split.manifest['sha256'][:16]}{lossy}-{digest}-{count}.pt"
         return _cached(file, world, lambda: collect(_data(algorithm, loader, poll), extractor, world, count))
 
     reference = of_split(train)

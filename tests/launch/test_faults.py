@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from launch.store import SweepFolder, read_lines
+from dtrain.log import read_lines
+from launch.store import SweepFolder
 from tests.launch.support import CLUSTER, Cluster, Project, parent, tasks, until, weights
 
 STEPS = ("trainer.max_steps=200", "trainer.checkpoint.every=50", "launcher.nodes=2")
@@ -23,17 +24,19 @@ class Run:
     def __init__(self, project: Project, cluster: Cluster, name: str) -> None:
         self.project, self.cluster = project, cluster
         extra = [o for o in LIMIT if name == "limit"]
-        self.id = project.sweep(*STEPS, f"run.root={name}", *extra)
+        # SLURM gives an array's last task the number of the whole array: it must be told apart from the others.
+        self.index = 1 if name == "kill_rank" else 0
+        self.id = project.sweep(*STEPS, f"run.root={name}", *extra, "seed=1,0" if self.index else "seed=0")
         self.sweep = SweepFolder.open(project.path / "sweeps" / self.id)
-        self.path = self.sweep.points[0].run
+        self.path = self.sweep.points[self.index].run
 
     @property
     def job(self) -> str:
         """The array task's name."""
-        return f"{self.sweep.submissions()[-1].job}_0"
+        return f"{self.sweep.submissions()[-1].job}_{self.index}"
 
     def log(self) -> str:
-        log = self.sweep.log(0)
+        log = self.sweep.log(self.index)
         return log.read_text() if log.exists() else ""
 
     def starts(self) -> list[bool]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from launch.store import SweepFolder, read_json
+from dtrain.config import ConfigError
+from launch import local
+from launch.store import Submission, SweepFolder, read_json
 from tests.launch.support import Project, tasks, until
 
 
@@ -62,6 +66,18 @@ def test_a_point_runs_once_restarts_after_a_kill_and_saves_when_cancelled(projec
     until(lambda: "2 cancelled" in project("jobs.py", "status", sweep.id), 30)
     assert not (sweep.points[1].run / "status.json").exists()
     assert [e["how"] for e in sweep.submissions()[0].events(0) if e["event"] == "end"] == ["killed", "stopped"]
+
+
+def test_cancelling_never_signals_another_machines_or_a_strangers_process(tmp_path: Path) -> None:
+    (tmp_path / "points").mkdir()
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        submission = Submission(tmp_path, "local", [0], {}, str(stranger.pid), platform.node(), 1)
+        submission.add_event(0, "start", job=f"pid {stranger.pid}")
+        local.cancel(submission, [0])
+        with pytest.raises(ConfigError, match="are on elsewhere"):
+            local.cancel(replace(submission, host="elsewhere"), [0])
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 def test_more_than_this_machine_has_is_refused(project: Project) -> None:

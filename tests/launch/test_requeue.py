@@ -11,6 +11,7 @@ import pytest
 
 from launch.job import _stuck
 from launch.requeue import outcome
+from launch.slurm import own_job
 from tests.launch.support import ROOT
 
 OUTSIDE = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
@@ -49,6 +50,15 @@ def test_a_request_to_stop_reaches_the_command() -> None:
 )
 def test_only_ends_from_outside_are_tried_again(code: int, status: dict[str, str], how: str) -> None:
     assert outcome(code, status) == how
+
+
+def test_a_task_of_an_array_is_not_named_like_the_whole_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "100")
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID", raising=False)
+    assert own_job() == "100"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "100")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "24")
+    assert own_job() == "100_24"
 
 
 def test_a_run_that_is_killed_at_the_same_step_is_given_up() -> None:
