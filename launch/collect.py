@@ -84,13 +84,15 @@ def collect(sweep: SweepFolder, out: Path, objective: str, heat: list[str] | Non
 
 
 def read_rows(sweep: SweepFolder) -> list[Row]:
-    """Every point with its last evaluation."""
+    """Every point with the evaluations of its result, whose metrics a later one adds to."""
     rows = []
     for state in states(sweep.points):
         lines = [m for m in read_lines(state.entry.run / "metrics.jsonl") if m.get("kind") == "evaluation"]
         # An evaluation in mid-training is no result.
-        last = lines[-1] if lines and state.name == "finished" else {}
-        rows.append(Row(state, {k: float(v) for k, v in last.items() if k not in _NOT_METRICS}))
+        result: dict[str, Any] = {}
+        for line in lines if state.name == "finished" else []:
+            result |= line if line["step"] == lines[-1]["step"] else {}
+        rows.append(Row(state, {k: float(v) for k, v in result.items() if k not in _NOT_METRICS}))
     return rows
 
 

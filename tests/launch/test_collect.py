@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from dtrain.config import ConfigError
+from dtrain.log import append_line
 from launch.collect import collect, grouped, read_rows
 from launch.heatmap import cells, draw
 from launch.points import make_points
@@ -58,6 +59,8 @@ def test_seeds_share_a_row_and_missing_points_are_named(
         collect(sweep, tmp_path / "out", "fid", None)
     with pytest.raises(ConfigError, match="the sweep varies"):
         collect(sweep, tmp_path / "out", "objective", ["seed", "model.lambda_rec"])
+    append_line(sweep.points[0].run / "metrics.jsonl", {"kind": "evaluation", "step": 5, "time": 1.0, "fid": 9.0})
+    assert read_rows(sweep)[0].metrics == {"objective": 1.0, "mse": 1.0, "fid": 9.0}, "evaluated again, differently"
 
 
 def test_a_diverged_run_is_never_best(tmp_path: Path, shards: Path) -> None:
