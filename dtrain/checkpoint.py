@@ -83,6 +83,7 @@ class Checkpointer:
         self.folder, self.settings, self.world, self.report = folder, settings, world, report
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._succeeded = True
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is published."""
@@ -94,6 +95,7 @@ class Checkpointer:
         state: flat, of tensors or DTensors. info: JSON, with "step". A failed write is reported, never raised.
         """
         self.wait()
+        self._succeeded = True
         staged = {k: v.detach().clone() for k, v in state.items()}
         if self.world.device.type == "cuda":
             torch.cuda.synchronize()  # the copies are complete before the next optimizer step may start
@@ -109,9 +111,9 @@ class Checkpointer:
             self._thread = None
         if self._error:
             error, self._error = self._error, None
+            self._succeeded = False
             self.report(f"checkpoint not saved, training goes on: {error}")
-            return False
-        return True
+        return self._succeeded
 
     def _write(self, state: State, info: dict[str, Any]) -> None:
         final = self.path(info["step"])

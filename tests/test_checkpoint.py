@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,20 +193,6 @@ def test_a_checkpoint_of_another_model_is_refused(two_checkpoints: Any) -> None:
     checkpointer = Checkpointer(folder, keeping(), other.world, print)
     with pytest.raises(CheckpointError, match="another model"):
         checkpointer.load(steps(folder)[-1], training_state(other.algorithm, other.updater))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def save_and_fill(disk: Path) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,6 @@ from dtrain.config import ConfigError, load, validate
 from dtrain.distributed import start
 from dtrain.log import Log, append_line, read_lines
 from tests.runs import execute, freeze, status, write_shards
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 class Disk:
@@ -54,8 +38,12 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def test_a_run_whose_last_weights_are_not_saved_is_not_finished(tmp_path: Path, shards: Path, disk: Disk) -> None:
-    file = freeze(tmp_path / "run", shards, "trainer.max_steps=15")
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_run_whose_last_weights_are_not_saved_is_not_finished(
+    tmp_path: Path, shards: Path, disk: Disk, asynchronous: str
+) -> None:
+    save = f"trainer.checkpoint.asynchronous={asynchronous}"
+    file = freeze(tmp_path / "run", shards, "trainer.max_steps=15", save)
     disk.full = {2, 3}
     with pytest.raises(CheckpointError, match="step 15 could not be saved"):
         execute(file)
