@@ -179,12 +179,12 @@ def test_an_unpublished_checkpoint_does_not_count(two_checkpoints: Any) -> None:
 
 def test_last_best_and_milestones_are_kept(tmp_path: Path) -> None:
     session = Session(make_config("adversary"), start("cpu"))
-    checkpointer = Checkpointer(tmp_path, keeping(keep=1, milestones=4), session.world, print)
+    checkpointer = Checkpointer(tmp_path, keeping(keep=1, milestones=4, best="objective"), session.world, print)
     for step, value in enumerate([3.0, 1.0, 2.0, None, 5.0, 4.0], start=1):
         checkpointer.save(training_state(session.algorithm, session.updater), {"step": step, "value": value})
         checkpointer.wait()
     assert [int(p.name[5:]) for p in steps(tmp_path)] == [2, 4, 6]
-    assert checkpointer.best() == {"step": 2, "value": 1.0}
+    assert checkpointer.best() == {"metric": "objective", "step": 2, "value": 1.0}
 
 
 def test_a_checkpoint_of_another_model_is_refused(two_checkpoints: Any) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data_prep.arrays import array_source
 from data_prep.writer import write_split
-from dtrain.config import ConfigError
+from dtrain.config import ConfigError, compose, validate
 from dtrain.data.batch import Batch
 from dtrain.distributed import start
 from dtrain.evaluate.heldout import held_out
@@ -153,6 +153,10 @@ def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
     overrides = ("trainer.max_steps=2", "evaluate.manipulate=[odd]")
     assert execute(freeze(tmp_path / "run", tmp_path / "shards", *overrides, model=model)) == 0
     assert (tmp_path / "run" / "images" / "manipulation_odd.png").is_file()
+
+
+def test_a_class_named_by_a_number_needs_no_quotes() -> None:
+    assert validate(compose(["evaluate.manipulate=[3]"])).evaluate.manipulate == ["3"]
 
 
 @pytest.mark.parametrize("dims", [5, 60])

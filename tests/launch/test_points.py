@@ -51,7 +51,7 @@ def test_the_grid_file_is_the_papers_25_pairs(shards: Path, known: Path) -> None
     ],
 )
 def test_points_are_what_a_single_run_would_be(shards: Path, known: Path, overrides: list[str]) -> None:
-    overrides = [*overrides, f"data.path={shards}"]
+    overrides = [*overrides, f"data.path={shards}", f"evaluate.digit_classifier={shards / 'none.pt'}"]
     lines = expand(overrides)
     single = {validate(compose(line)).model_copy(update={"run": None}).model_dump_json() for line in lines}
     points = make_points(overrides, 1, known)[0]
