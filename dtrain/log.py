@@ -46,7 +46,7 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
             whole = f.read() == b"\n"
         else:
             whole = True
-        f.write(((b"" if whole else b"\n") + json.dumps(content).encode()) + b"\n")
+        f.write((b"" if whole else b"\n") + json.dumps(content).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

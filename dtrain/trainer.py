@@ -239,8 +239,8 @@ class Trainer:
         if not self.settings.sync_batchnorm:
             average_buffers(self.algorithm, self.world)
         self.updater.unfreeze()
-        judged = {"metric": self.settings.checkpoint.best, "best": self.best, "worse": self.worse}
-        judged["due"] = self.evaluation_due
+        metric = self.settings.checkpoint.best
+        judged = {"metric": metric, "best": self.best, "worse": self.worse, "due": self.evaluation_due}
         info = {"step": self.step, "images": self.stream.images, "value": value, "evaluation": judged}
         info |= states.settings(self.updater)
         self.checkpoints.save(states.training_state(self.algorithm, self.updater), info)
