@@ -86,6 +86,9 @@ class Adversary(Algorithm):
         z = batch.noise.normal("generate", self.code).to(batch.x.dtype)
         return {"fool": F.softplus(-self.image_critic(self.decode(z))[0]).mean()}
 
+    def validate(self, batch: Batch) -> Terms:
+        return {"pixels": (self.reconstruct(batch.x) - batch.x).square().mean()}
+
     def encode(self, x: Tensor, level: int = 1) -> Tensor:
         return self.encoder(x)
 

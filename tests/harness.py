@@ -93,6 +93,20 @@ class Session:
             self.images += self.config.trainer.batch_size
         return self.updater.read(self.world).values
 
+    def held_out(self) -> dict[str, float]:
+        """heldout/<term> of images that training never sees, and buffer/<name>, the norm of a running statistic.
+
+        Training losses see neither: batch norm trains by the batch's own statistics.
+        """
+        rows = np.random.default_rng(1).random((16, *image_shape(self.config)))
+        x = torch.from_numpy(rows)
+        batch = Batch(x if self.double else x.float(), Noise.of(16, seed=1))
+        self.algorithm.eval()
+        with torch.no_grad():
+            values = {f"heldout/{k}": float(v) for k, v in self.algorithm.validate(batch).items()}
+        self.algorithm.train()
+        return values | {f"buffer/{k}": float(b.double().norm()) for k, b in self.algorithm.named_buffers()}
+
     def weights(self) -> dict[str, Tensor]:
         return {k: whole(v).clone() for k, v in model_state(self.algorithm).items()}
 

@@ -22,17 +22,19 @@ CURVES = {
         ("model.weights=svhn", "++model.lambda_sigma=2.5", "++model.lambda_sigma_decay=0.83"),
     ),
     "adversary": ("adversary", ("optim.default.ema=0.9", "optim.default.schedule=cosine")),
+    "swae": ("swae", ("model.inner_steps=2",)),
+    "wae": ("wae", ()),
 }
 
 
 def curve(name: str) -> list[dict[str, float]]:
-    """Every metric of every step."""
+    """Every metric of every step, then the held-out terms and the size of every running statistic."""
     model, overrides = CURVES[name]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         session = Session(make_config(model, *overrides), World())
-        return [session.steps(1) for _ in range(STEPS)]
+        return [session.steps(1) | session.held_out() for _ in range(STEPS)]
     finally:
         torch.set_num_threads(threads)
 
