@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.checkpoint import Checkpointer
 from dtrain.data.batch import Batch
-from dtrain.distributed import World
 from dtrain.noise import Noise
 from dtrain.state import settings, training_state
 from dtrain.update import Updater
+from dtrain.world import World
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="steps after each save")
     arguments = parser.parse_args()
-    config = configs.validate(configs.compose(["experiment=quickstart"]))
+    config = configs.read(configs.compose(["experiment=quickstart"]))
     world = World()
     algorithm = build_algorithm(config, (1, 28, 28))
     updater = Updater(algorithm, config.optim, config.trainer, world, 10**6)

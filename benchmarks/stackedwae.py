@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.data.batch import Batch
-from dtrain.distributed import World, distribute
+from dtrain.distributed import distribute
 from dtrain.noise import Noise
 from dtrain.update import Updater
+from dtrain.world import World
 
 SHAPES = {"stackedwae": (1, 28, 28), "stackedwae_svhn": (3, 32, 32), "stackedwae_celeba": (3, 64, 64)}
 WAYS = {
@@ -40,7 +41,7 @@ WAYS = {
 def stepper(model: str, batch_size: int, overrides: tuple[str, ...], device: torch.device) -> Callable[[], None]:
     """One training step of a model, ending when the device has done it."""
     cfg = configs.compose([f"model={model}", f"trainer.batch_size={batch_size}", *overrides])
-    config = configs.validate(cfg)
+    config = configs.read(cfg)
     algorithm = build_algorithm(config, SHAPES[model])
     world, trainer = World(device=device), config.trainer
     distribute(

@@ -23,14 +23,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.config import Config
 from dtrain.data.batch import Batch
-from dtrain.distributed import World
 from dtrain.models.base import Algorithm, Terms, Update
 from dtrain.noise import Noise
 from dtrain.trainer import Trainer
+from dtrain.world import World
 
 
 class Trivial(Algorithm):
@@ -133,7 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     cfg = configs.compose(["experiment=quickstart", "trainer.log_every=50", "trainer.checkpoint.every=1000000"])
-    config = configs.validate(cfg)
+    config = configs.read(cfg)
 
     def stacked() -> Algorithm:
         algorithm = build_algorithm(config, (1, 28, 28))

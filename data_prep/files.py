@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_prep.source import BrokenImageError, SourceError
-from dtrain.data.shards import sha256
+from dtrain.files import sha256
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dtrain.data.checks import row_checksums
-from dtrain.data.shards import MANIFEST, ShardError, checked_file, read_manifest, sha256
+from dtrain.data.shards import MANIFEST, ShardError, checked_file, read_manifest
+from dtrain.files import sha256
 
 _PIECE = 1024
 _SHOWN = 10

@@ -21,7 +21,8 @@ from data_prep.pixels import CHUNK, JOURNAL, drop_rows, read_pixels
 from data_prep.source import Pixels, Source, SourceError
 from data_prep.tar import write_tar
 from dtrain.data.checks import row_checksums
-from dtrain.data.shards import FORMAT_VERSION, MANIFEST, ShardError, manifest_digest, read_manifest, sha256
+from dtrain.data.shards import FORMAT_VERSION, MANIFEST, ShardError, manifest_digest, read_manifest
+from dtrain.files import sha256
 
 # what each format takes on disk, in bytes per byte of pixels, at most
 FORMATS = {"npy": 1.0, "beton": 1.0, "jpg": 1.0, "tar": 1.2}

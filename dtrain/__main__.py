@@ -15,8 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from dtrain import config as configs
-from dtrain.config import ConfigError
+from dtrain import compose as configs
+from dtrain.config import CONFIGS, ConfigError
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         cfg = _read([a for a in argv if a != "--cfg"])
-        config = configs.validate(cfg)
+        config = configs.read(cfg)
         if "--cfg" in argv:
             print(OmegaConf.to_yaml(cfg), end="")
             return 0
@@ -54,7 +54,7 @@ def _read(argv: list[str]) -> DictConfig:
 
 
 def _help() -> str:
-    groups = sorted(p for p in configs.CONFIGS.iterdir() if p.is_dir())
+    groups = sorted(p for p in CONFIGS.iterdir() if p.is_dir())
     choices = [f"  {g.name}: {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups]
     return "\n".join([__doc__ or "", "Groups, chosen with group=name:", *choices])
 

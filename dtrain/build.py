@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,9 +12,7 @@ from dtrain.data.build import Loader, build_loader
 from dtrain.data.shards import ShardError, Split, open_split
 from dtrain.models.base import Algorithm
 from dtrain.nets.recompute import Recomputable
-
-if TYPE_CHECKING:
-    from dtrain.distributed import World  # loads FSDP, which the launcher's check of a model does not need
+from dtrain.world import World
 
 
 def open_data(config: Config) -> tuple[Split, Split]:

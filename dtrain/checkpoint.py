@@ -22,9 +22,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from dtrain.config import CheckpointConfig
-from dtrain.data.shards import sha256
-from dtrain.distributed import World
-from dtrain.log import write_json
+from dtrain.files import sha256, sync, write_json
+from dtrain.world import World
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is not a mistake
 
@@ -34,15 +33,6 @@ State = dict[str, Tensor]
 
 class CheckpointError(Exception):
     """A checkpoint is damaged or belongs to another model; the message says which file or key."""
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's content, or a folder's entries, survive a power cut."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _seal(info: dict[str, Any]) -> bytes:
@@ -158,7 +148,7 @@ class Checkpointer:
         prefixes = (f"__{self.world.rank}_", ".metadata") if self.world.main else (f"__{self.world.rank}_",)
         own = [f for f in work.iterdir() if f.name.startswith(prefixes)]
         for file in own:
-            _sync(file)
+            sync(file)
         return {f.name: sha256(f) for f in own}
 
     def _publish(self, work: Path, final: Path, info: dict[str, Any], hashes: dict[str, str]) -> dict[str, str]:
@@ -170,10 +160,10 @@ class Checkpointer:
             os.replace(work, final)
             seal = final / f".{COMMITTED}"
             seal.write_bytes(_seal({**info, "files": hashes}))
-            _sync(seal)
+            sync(seal)
             os.replace(seal, final / COMMITTED)
-            _sync(final)
-            _sync(self.folder)
+            sync(final)
+            sync(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
             best = self.best()
             if info["value"] is not None and (best is None or info["value"] < best["value"]):

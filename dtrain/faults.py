@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dtrain.distributed import RanksMissing, World
+from dtrain.world import RanksMissing, World
 
 
 class NonFinite(ArithmeticError):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,61 +12,14 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dtrain.files import append_line, drop_after, write_json
+
 COLUMNS = (
     TextColumn("epoch {task.fields[epoch]}"),
     BarColumn(),
     TextColumn("{task.completed}/{task.total}  loss {task.fields[loss]}  {task.fields[speed]} images/s  ETA"),
     TimeRemainingColumn(),
 )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a small JSON file in one step: a reader sees the old one or the new one."""
-    replace_text(path, json.dumps(content) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replaces a small file in one step."""
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        work.write_text(text)
-        os.replace(work, path)
-    except OSError:
-        work.unlink(missing_ok=True)
-        raise
-
-
-def append_line(path: Path, content: dict[str, Any]) -> None:
-    """Appends one JSON line, on a line of its own where a full disk cut the one before it short."""
-    with path.open("ab+") as f:
-        if f.seek(0, os.SEEK_END):
-            f.seek(-1, os.SEEK_END)
-            whole = f.read() == b"\n"
-        else:
-            whole = True
-        f.write((b"" if whole else b"\n") + json.dumps(content).encode() + b"\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file, without any cut short or still being written; [] if there is none."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            if line.endswith("\n"):
-                lines.append(json.loads(line))
-    return lines
-
-
-def drop_after(path: Path, step: int) -> None:
-    """Removes the lines of steps after `step`, and half-written ones: they will be run again."""
-    if not path.exists():
-        return
-    kept = [line for line in read_lines(path) if line.get("step", 0) <= step]
-    replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def by_level(values: dict[str, float]) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtrain.distributed import World
+from dtrain.world import World
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -11,24 +10,22 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm, build_loaders, open_data
-from dtrain.config import Config, ConfigError
-from dtrain.distributed import RanksMissing, World, environment, start, stop
+from dtrain.config import Config, ConfigError, completed, run_dir, signature
 from dtrain.evaluate.checks import check as check_evaluation
 from dtrain.evaluate.evaluator import Interrupted
-from dtrain.log import append_line, replace_text
-from dtrain.trainer import STOPPED, Trainer
+from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text
+from dtrain.trainer import Trainer
+from dtrain.world import RanksMissing, World, environment, start, stop
 
 LEAVING = 20.0  # seconds that another process in the folder gets to end: it may be saving
-LOST = 76  # EX_PROTOCOL: another rank is gone; the same command continues
 # What a CPU must have one of, by the names of torch.cpu.get_capabilities(): x86, then Arm.
 INSTRUCTIONS = {
     "bf16": ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"),
@@ -44,7 +41,7 @@ def run(config: Config, yaml: str) -> int:
     splits = open_data(config)
     check_evaluation(config.evaluate, splits[0])
     algorithm = build_algorithm(config, splits[0].image_shape)
-    folder = configs.run_dir(config)
+    folder = run_dir(config)
     images = {split.path.name: split.manifest["files"]["images.npy"]["sha256"] for split in splits}
     _check_folder(folder, config, images)
     if _finished(folder):
@@ -104,23 +101,18 @@ def evaluate_run(config: Config, folder: Path) -> int:
         stop()
 
 
-def _status(folder: Path) -> dict[str, Any]:
-    file = folder / "status.json"
-    return json.loads(file.read_text()) if file.exists() else {}
-
-
 def _finished(folder: Path) -> bool:
-    return _status(folder).get("state") == "finished"
+    return read_json(folder / "status.json").get("state") == "finished"
 
 
 def _check_folder(folder: Path, config: Config, images: dict[str, str]) -> None:
     """ConfigError if the folder holds another run, or one on other images."""
     if not (folder / "config.yaml").exists():
         return
-    own, other = (configs.completed(c) for c in (config, configs.validate(configs.load(folder / "config.yaml"))))
-    if configs.signature(other) == configs.signature(own):
+    own, other = (completed(c) for c in (config, configs.read(configs.load(folder / "config.yaml"))))
+    if signature(other) == signature(own):
         file = folder / "environment.json"
-        before = json.loads(file.read_text()).get("images", images) if file.exists() else images
+        before = read_json(file).get("images", images)
         if before != images:
             raise ConfigError(
                 f"{folder} was trained on other images than data.path={config.data.path} now holds (sha256 {before}, "
@@ -143,23 +135,8 @@ def _held(folder: Path, world: World) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         holder = None
         if world.main:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((folder / "running.lock").open("a+"))
-            deadline = time.monotonic() + LEAVING
-            while holder is None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        lock.seek(0)
-                        holder = lock.read()
-                    time.sleep(0.2)
-                except OSError:  # a file system without locks
-                    break
-                else:
-                    lock.truncate(0)
-                    print(f"process {os.getpid()} on {platform.node()}", end="", file=lock, flush=True)
-                    break
+            name = f"process {os.getpid()} on {platform.node()}"
+            holder = stack.enter_context(held(folder / "running.lock", name, lambda _: LEAVING))
         holder = world.share(holder)
         if holder is not None:
             raise ConfigError(f"{folder} is being trained by {holder}: wait for it, or choose run.name or run.dir")

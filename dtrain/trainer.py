@@ -16,15 +16,15 @@ from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys
 from dtrain.config import Config, ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
-from dtrain.distributed import World, average_buffers, distribute
+from dtrain.distributed import average_buffers, distribute
 from dtrain.evaluate import curves
 from dtrain.evaluate.evaluator import Evaluator, Interrupted
 from dtrain.faults import NonFinite, StopSignal, explain
+from dtrain.files import STOPPED
 from dtrain.log import Log
 from dtrain.models.base import Algorithm
 from dtrain.update import Updater
-
-STOPPED = 75  # EX_TEMPFAIL: stopped on request, the same command continues
+from dtrain.world import World
 
 
 class Stream:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from dtrain.config import ConfigError, OptimConfig, TrainerConfig
-from dtrain.distributed import World, set_gradient_sync
+from dtrain.distributed import set_gradient_sync
 from dtrain.group import Group, learning_rate
 from dtrain.models.base import Algorithm, LossFunction, Terms
 from dtrain.record import Metrics, Record, Row, read
+from dtrain.world import World
 
 # What FSDP2 (freed storage), torch.compile and SyncBatchNorm say to a double backward.
 DOUBLE_BACKWARD = re.compile("setStorage.*storage of size 0|double backward|once_differentiable", re.DOTALL)

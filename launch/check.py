@@ -17,8 +17,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from dtrain.config import Config, ConfigError, validate
-from dtrain.log import replace_text
+from dtrain.compose import read
+from dtrain.config import Config, ConfigError
+from dtrain.files import replace_text
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,7 +76,7 @@ def _build_error(content: dict[str, object]) -> str | None:
     from dtrain.evaluate.checks import check
 
     try:
-        config = validate(OmegaConf.create(content))
+        config = read(OmegaConf.create(content))
         train, _ = open_data(config)
         check(config.evaluate, train)
         with torch.device("meta"):  # shapes without memory

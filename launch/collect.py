@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
 
 from dtrain.config import ConfigError
-from dtrain.log import read_lines
+from dtrain.files import read_lines
 from launch.heatmap import draw
 from launch.state import State, states
 from launch.store import SweepFolder

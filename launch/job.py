@@ -5,18 +5,17 @@ Holds the run's folder while it runs, starts one process for each rank, and deci
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dtrain.files import held, read_json
 from launch.requeue import GRACE, Attempt, back_into_queue, outcome, say
 from launch.settings import launcher_from
-from launch.store import Submission, SweepFolder, locked, read_json
+from launch.store import Submission, SweepFolder
 
 # How many ends in a row without a new step are no accident: a program that dies, a limit shorter than the start.
 STUCK = {"killed": 3, "stopped": 10}
@@ -30,7 +29,8 @@ def run_point(submission: Submission, index: int) -> int:
         return 0
     entry = SweepFolder.open(submission.path.parents[1]).points[index]
     job = os.environ.get("SLURM_JOB_ID", f"pid {os.getpid()}")
-    with _held(entry.run / "lock", job) as holder:
+    # A requeued job may meet its own former self, orphaned by a dead slurmd: it waits for that one to end.
+    with held(entry.run / "lock", job, lambda holder: ORPHAN if holder == job else 0.0) as holder:
         if holder is not None:
             say(f"{entry.run} is being run by job {holder}: nothing to do")
             submission.add_event(index, "elsewhere", job=job, by=holder)
@@ -44,26 +44,6 @@ def run_point(submission: Submission, index: int) -> int:
             submission.add_event(index, "end", job=job, how=how, code=code, step=status.get("step", 0))
             if not _again(submission, index, how, attempt.asked):
                 return code
-
-
-@contextlib.contextmanager
-def _held(lock: Path, job: str) -> Iterator[str | None]:
-    """Holds the run's lock as `job`; yields None, or the other job that holds it.
-
-    A requeued job may meet its own former self, orphaned by a dead slurmd: it waits for that one to end.
-    """
-    deadline = time.monotonic() + ORPHAN
-    while True:
-        with locked(lock, wait=False) as mine:
-            if mine:
-                lock.write_text(job)
-                yield None
-                return
-        holder = lock.read_text()
-        if holder != job or time.monotonic() > deadline:
-            yield holder
-            return
-        time.sleep(1)
 
 
 def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Mapping[str, str]]]:

@@ -15,10 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
 
 from dtrain.config import ConfigError
+from dtrain.files import locked
 from launch import local, slurm, table
 from launch.settings import launcher_from, overridden
 from launch.state import ACTIVE, Owner, State, states
-from launch.store import SweepFolder, locked
+from launch.store import SweepFolder
 from launch.submit import submit, to_submit, where
 
 

@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtrain import config as configs
-from dtrain.config import CONFIGS, Config, ConfigError, compose, run_dir, signature
+from dtrain.compose import compose, compose_with_choices, typed
+from dtrain.config import CONFIGS, Config, ConfigError, run_dir, signature
 from launch.check import Checker
 
 _SHOWN = 5  # wrong points named in an error
@@ -117,8 +117,8 @@ def _parse(override: str) -> Override:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    """As dtrain.config.compose, but without a signature in run.name: the point's own follows it."""
-    cfg, choices = configs.compose_with_choices(list(overrides))
+    """As dtrain.compose.compose, but without a signature in run.name: the point's own follows it."""
+    cfg, choices = compose_with_choices(list(overrides))
     if cfg.run.name is None:
         name = str(choices.get("experiment") or f"{choices['model']}-{choices['data']}")
         cfg.run.name = name.replace("/", "-")
@@ -133,7 +133,7 @@ class _Composer:
         self._groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
 
     def __call__(self, line: list[str]) -> DictConfig:
-        """Equal to dtrain.config.compose(line), but for run.name, which is that of the chosen files."""
+        """Equal to dtrain.compose.compose(line), but for run.name, which is that of the chosen files."""
         plain = [o for o in line if self._is_plain(_parse(o))]
         files = tuple(o for o in line if o not in plain)
         try:
@@ -161,7 +161,7 @@ class _Composer:
 
 def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
     cfg = composer(line)
-    config = configs.typed(cfg)
+    config = typed(cfg)
     if config.run.dir is not None:
         raise ConfigError(f"run.dir={config.run.dir}: is one folder for all points; use run.root and run.name")
     own = signature(config)
@@ -175,7 +175,7 @@ def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
     cfg.evaluate.digit_classifier = str(config.evaluate.digit_classifier.absolute())
     if config.evaluate.inception_weights:
         cfg.evaluate.inception_weights = str(config.evaluate.inception_weights.absolute())
-    config = configs.typed(cfg)
+    config = typed(cfg)
     chosen = dict(o.partition("=")[::2] for o in line)
     values = {}
     for key in keys:

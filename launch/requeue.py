@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+from dtrain.files import LOST, STOPPED
 from launch import slurm
 
-STOPPED, LOST = 75, 76  # of dtrain.trainer and dtrain.run, without importing torch
 GRACE = 60.0  # seconds that the other ranks may go on after one has ended badly
 
 

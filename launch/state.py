@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dtrain.log import read_lines
+from dtrain.files import read_json, read_lines
 from launch import local, slurm
-from launch.store import Entry, Submission, SweepFolder, read_json
+from launch.store import Entry, Submission, SweepFolder
 
 FRESH = 30.0  # seconds that a heartbeat counts
 ACTIVE = ("pending", "starting", "running")

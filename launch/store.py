@@ -6,8 +6,6 @@ to the point, one JSON line each), code/<hash>/ (the code that its jobs run), lo
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,13 +13,12 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dtrain.config import ConfigError
-from dtrain.log import append_line, read_lines, write_json
+from dtrain.files import append_line, read_lines, write_json
 from launch.points import Point
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,25 +158,3 @@ def snapshot(sweep: Path) -> Path:
             shutil.copyfile(file, copy)
         os.replace(work, target)
     return target
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock file `path`; yields whether it was had. The system releases it when its holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file; {} if there is none."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    return content

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtrain.config import Config, ConfigError
-from dtrain.log import write_json
+from dtrain.files import read_json, write_json
 from launch import local, slurm
 from launch.settings import Launcher
 from launch.state import ACTIVE, State
-from launch.store import Submission, SweepFolder, read_json, snapshot
+from launch.store import Submission, SweepFolder, snapshot
 
 
 def where(asked: str) -> str:

@@ -18,11 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
 
 from dtrain.config import ConfigError
+from dtrain.files import locked
 from launch import table
 from launch.points import Point, make_points
 from launch.settings import Settings, read_settings, sweeps_folder
 from launch.state import State, states
-from launch.store import Entry, SweepFolder, locked, open_sweep, sweep_id
+from launch.store import Entry, SweepFolder, open_sweep, sweep_id
 from launch.submit import estimate, submit, to_submit, where
 
 

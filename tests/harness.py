@@ -11,16 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.config import Config
 from dtrain.data.batch import Batch
 from dtrain.data.order import Order, positions
-from dtrain.distributed import World, distribute, start
+from dtrain.distributed import distribute
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
 from dtrain.state import model_state
 from dtrain.update import Updater
+from dtrain.world import World, start
 
 SHAPE = (1, 6, 6)
 STACKED = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]")
@@ -54,7 +55,7 @@ def make_config(model: str, *overrides: str) -> Config:
     cfg = configs.compose(["trainer.batch_size=16", "trainer.max_steps=40", *small, *overrides])
     if model == "adversary":
         cfg.model = {"_target_": "tests.adversary.Adversary"}
-    return configs.validate(cfg)
+    return configs.read(cfg)
 
 
 class Session:

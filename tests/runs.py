@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_prep.arrays import array_source
 from data_prep.writer import write_split
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.checkpoint import steps
 from dtrain.run import run
@@ -51,7 +51,7 @@ def freeze(run_dir: Path, shards: Path, *overrides: str, model: dict[str, Any] |
 def execute(file: Path) -> int:
     """The run of a frozen configuration, in this process."""
     cfg = configs.load(file)
-    return run(configs.validate(cfg), OmegaConf.to_yaml(cfg))
+    return run(configs.read(cfg), OmegaConf.to_yaml(cfg))
 
 
 def command(*arguments: str | Path, world: int = 1) -> list[str]:
@@ -85,7 +85,7 @@ def status(run_dir: Path) -> dict[str, Any]:
 
 def final_weights(run_dir: Path) -> dict[str, Tensor]:
     """The weights of the newest checkpoint."""
-    config = configs.validate(configs.load(run_dir.with_suffix(".yaml")))
+    config = configs.read(configs.load(run_dir.with_suffix(".yaml")))
     state = model_state(build_algorithm(config, SHAPE))
     dcp.load(state, checkpoint_id=steps(run_dir / "checkpoints")[-1], no_dist=True)
     return state

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dtrain.checkpoint import COMMITTED, Checkpointer, CheckpointError, steps, stored_keys, verify
 from dtrain.config import CheckpointConfig
-from dtrain.distributed import start
 from dtrain.state import allocate, restore_settings, settings, training_state
+from dtrain.world import start
 from tests.harness import Session, difference, make_config
 from tests.processes import launch
 

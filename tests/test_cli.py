@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.checkpoint import steps
+from dtrain.config import run_dir
 from dtrain.run import emulated
 from tests.harness import difference
 from tests.runs import call, execute, final_weights, freeze, metrics, status
@@ -68,7 +69,7 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
     assert list((run / "tensorboard").iterdir())
     facts = json.loads((run / "environment.json").read_text())
     assert facts["world_size"] == 2 and facts["versions"]["torch"] and facts["git"]
-    assert configs.validate(configs.load(run / "config.yaml")).trainer.max_steps == 40
+    assert configs.read(configs.load(run / "config.yaml")).trainer.max_steps == 40
     line = metrics(run, "train")[-1]
     for key in (
         "loss/all/x",
@@ -112,7 +113,7 @@ def test_another_run_is_not_mixed_into_a_folder(tmp_path: Path, shards: Path) ->
 
 def test_names_carry_a_hash_where_the_run_is_not_the_experiments_own() -> None:
     def name(*overrides: str) -> str:
-        return configs.run_dir(configs.validate(configs.compose(list(overrides)))).name
+        return run_dir(configs.read(configs.compose(list(overrides)))).name
 
     assert name("experiment=quickstart") == "quickstart"
     assert name("experiment=quickstart", "trainer.log_every=3") == "quickstart"

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from data_prep.arrays import array_source
 from data_prep.writer import write_split
-from dtrain.config import ConfigError, compose, validate
+from dtrain.compose import compose, read
+from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
-from dtrain.distributed import start
 from dtrain.evaluate.heldout import held_out
 from dtrain.evaluate.manipulation import directions, moved
 from dtrain.evaluate.pictures import _principal
 from dtrain.log import by_level
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
+from dtrain.world import start
 from tests.processes import launch
 from tests.runs import execute, freeze
 
@@ -156,7 +157,7 @@ def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_class_named_by_a_number_needs_no_quotes() -> None:
-    assert validate(compose(["evaluate.manipulate=[3]"])).evaluate.manipulate == ["3"]
+    assert read(compose(["evaluate.manipulate=[3]"])).evaluate.manipulate == ["3"]
 
 
 @pytest.mark.parametrize("dims", [5, 60])

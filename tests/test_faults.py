@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from dtrain.faults import COLLECTIVE
-from dtrain.run import LOST
-from dtrain.trainer import STOPPED
+from dtrain.files import LOST, STOPPED
 from tests.harness import difference
 from tests.processes import launch
 from tests.runs import command, environment, execute, final_weights, freeze, metrics, status

@@ -18,19 +18,20 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from data_prep.arrays import array_source
 from data_prep.writer import write_split
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.config import Config, ConfigError
 from dtrain.data.resident import ResidentLoader
 from dtrain.data.shards import open_split
 from dtrain.data.stream import Spec
-from dtrain.distributed import World, distribute, start
+from dtrain.distributed import distribute
 from dtrain.evaluate import classifier
 from dtrain.evaluate.checks import check
 from dtrain.evaluate.extractors import DigitClassifier
 from dtrain.evaluate.fidelity import scores, to_bytes
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
+from dtrain.world import World, start
 from tests.processes import launch
 
 TRAIN, TEST = 40, 24
@@ -54,7 +55,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_config(shards: Path, *overrides: str) -> Config:
-    return configs.validate(configs.compose([
+    return configs.read(configs.compose([
         "model=swae", "model.code=3", "model.latent=2", "model.width=4", "model.hidden=8", f"data.path={shards}",
         "trainer.batch_size=8", f"run.root={shards}", "evaluate.fidelity_samples=30",
         f"evaluate.digit_classifier={shards / 'classifier.pt'}", *overrides,

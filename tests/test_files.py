@@ -11,9 +11,11 @@ import pytest
 
 from dtrain import run as runs
 from dtrain.checkpoint import CheckpointError, dcp, steps, verify
-from dtrain.config import ConfigError, load, validate
-from dtrain.distributed import start
-from dtrain.log import Log, append_line, read_lines
+from dtrain.compose import load, read
+from dtrain.config import ConfigError
+from dtrain.files import append_line, read_lines
+from dtrain.log import Log
+from dtrain.world import start
 from tests.runs import execute, freeze, status, write_shards
 
 
@@ -152,7 +154,7 @@ def test_a_damaged_configuration_file_is_named(tmp_path: Path, content: str) -> 
     file = tmp_path / "config.yaml"
     file.write_text(content)
     with pytest.raises(ConfigError, match=str(file)):
-        validate(load(file))
+        read(load(file))
     with pytest.raises(ConfigError, match=str(tmp_path)):
         load(tmp_path)
 

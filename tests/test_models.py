@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
-from dtrain.config import Config
+from dtrain.config import CONFIGS, Config, ConfigError
 from dtrain.data.batch import Batch
-from dtrain.distributed import World, distribute
+from dtrain.distributed import distribute
 from dtrain.losses.mmd import imq_mmd
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
 from dtrain.state import model_state
 from dtrain.update import Updater
+from dtrain.world import World
 
-MODELS = sorted(p.stem for p in (configs.CONFIGS / "model").glob("*.yaml"))
+MODELS = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
 IMAGE = {
     "stackedwae": (1, 28, 28),
     "wae_hierarchical": (1, 28, 28),
@@ -37,7 +38,7 @@ UNTRAINED = {"wae_hierarchical": ("encoders.1", "encoders.2", "encoders.3", "enc
 
 
 def built(name: str) -> tuple[Config, Algorithm, Updater]:
-    config = configs.validate(configs.compose([f"model={name}", "trainer.batch_size=8"]))
+    config = configs.read(configs.compose([f"model={name}", "trainer.batch_size=8"]))
     algorithm = build_algorithm(config, IMAGE[name])
     return config, algorithm, Updater(algorithm, config.optim, config.trainer, World(), 100)
 
@@ -106,7 +107,7 @@ def test_evaluation_methods_have_the_promised_shapes(name: str) -> None:
 def test_state_round_trips_exactly(name: str, tmp_path: Path) -> None:
     _, algorithm, _ = built(name)
     torch.save(model_state(algorithm), tmp_path / "state.pt")
-    other = build_algorithm(configs.validate(configs.compose([f"model={name}", "seed=1"])), IMAGE[name])
+    other = build_algorithm(configs.read(configs.compose([f"model={name}", "seed=1"])), IMAGE[name])
     stored = torch.load(tmp_path / "state.pt")
     assert any(not torch.equal(v, stored[k]) for k, v in model_state(other).items())
     for key, tensor in model_state(other).items():
@@ -122,8 +123,8 @@ def test_state_round_trips_exactly(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_table_is_refused(override: str, message: str) -> None:
-    config = configs.validate(configs.compose(["model=stackedwae_svhn", override]))
-    with pytest.raises(configs.ConfigError, match=message):
+    config = configs.read(configs.compose(["model=stackedwae_svhn", override]))
+    with pytest.raises(ConfigError, match=message):
         build_algorithm(config, (3, 32, 32))
 
 
@@ -215,7 +216,7 @@ def test_the_ablation_matches_codes_with_the_learned_chain() -> None:
 
 @pytest.mark.parametrize("name", ["stackedwae_svhn", "stackedwae_celeba"])
 def test_channels_last_and_width_change_no_shape(name: str) -> None:
-    config = configs.validate(configs.compose([f"model={name}", "model.width=2", "trainer.batch_size=8"]))
+    config = configs.read(configs.compose([f"model={name}", "model.width=2", "trainer.batch_size=8"]))
     wide = build_algorithm(config, IMAGE[name])
     _, narrow, _ = built(name)
     assert sum(p.numel() for p in wide.parameters()) > 3 * sum(p.numel() for p in narrow.parameters())

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from dtrain.checkpoint import steps
-from dtrain.config import ConfigError, compose, load, signature, validate
+from dtrain.compose import compose, load, read
+from dtrain.config import ConfigError, signature
 from dtrain.evaluate.evaluator import Evaluator, Interrupted
+from dtrain.files import STOPPED
 from dtrain.run import evaluate_run
-from dtrain.trainer import STOPPED
 from tests.runs import execute, freeze, metrics, status
 
 STILL = "optim.default.lr=1e-30"  # no weight moves, so that no evaluation is better than the first
@@ -39,7 +40,7 @@ def test_patience_ends_the_training_and_the_best_weights_stay(tmp_path: Path, sh
     assert first["objective"] == last["objective"]
     assert (status(run)["state"], status(run)["step"]) == ("finished", 5)
     assert [int(p.name[5:]) for p in steps(run / "checkpoints")] == [5, 10, 15]
-    config = validate(load(run / "config.yaml"))
+    config = read(load(run / "config.yaml"))
     assert evaluate_run(config, run) == 0
     assert evaluated(run)[-1] == 5  # the result's, not the newest checkpoint's
 
@@ -96,7 +97,7 @@ def test_patience_needs_a_metric_and_is_part_of_what_a_run_is(shards: Path, tmp_
     assert not (tmp_path / "run").exists()
 
     def of(*overrides: str) -> str:
-        return signature(validate(compose(["trainer.evaluate_every=5", *overrides])))
+        return signature(read(compose(["trainer.evaluate_every=5", *overrides])))
 
     assert of(BEST) == of("trainer.checkpoint.best=mse/level1")
     assert of(BEST, "trainer.patience=2") != of("trainer.checkpoint.best=mse/level1", "trainer.patience=2")

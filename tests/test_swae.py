@@ -12,13 +12,13 @@ import torch
 
 from data_prep.arrays import array_source
 from data_prep.writer import write_split
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.config import ConfigError
-from dtrain.distributed import World
 from dtrain.losses.adversarial import critic_loss, fooling_loss
 from dtrain.models.swae import SWAE
 from dtrain.state import model_state
+from dtrain.world import World
 from tests.harness import Session, difference, make_config
 from tests.runs import execute, freeze, metrics
 
@@ -115,7 +115,7 @@ def test_without_lambda_there_is_no_image_critic() -> None:
 )
 def test_wrong_priors_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_algorithm(configs.validate(configs.compose([*SMALL, override])), (1, 28, 28))
+        build_algorithm(configs.read(configs.compose([*SMALL, override])), (1, 28, 28))
 
 
 def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches(tmp_path: Path) -> None:

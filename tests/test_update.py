@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from dtrain.config import ConfigError, OptimizerConfig
-from dtrain.distributed import average_buffers, gather, start
+from dtrain.distributed import average_buffers
 from dtrain.losses.mmd import imq_mmd
 from dtrain.models.base import Algorithm, Terms
 from dtrain.state import training_state
 from dtrain.update import learning_rate
+from dtrain.world import gather, start
 from tests.harness import Session, difference, make_config, train
 from tests.processes import launch
 

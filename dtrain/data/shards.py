@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dtrain.files import sha256
+
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 2
 SIDE_ARRAYS = ("labels", "attributes", "embeddings")
@@ -25,12 +27,6 @@ AGAIN = "prepare the shards again"
 
 class ShardError(Exception):
     """A shard folder is missing, incomplete or damaged; the message names the file and what to do."""
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dtrain import config as configs
+from dtrain import compose as configs
 from dtrain.config import ConfigError
 
 
@@ -21,7 +21,7 @@ def main() -> int:
     arguments = parser.parse_args()
     folder: Path = arguments.run
     try:
-        config = configs.validate(_overridden(configs.load(folder / "config.yaml"), arguments.overrides))
+        config = configs.read(_overridden(configs.load(folder / "config.yaml"), arguments.overrides))
         from dtrain.run import evaluate_run
 
         return evaluate_run(config, folder)

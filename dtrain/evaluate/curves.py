@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from dtrain.log import read_lines
+from dtrain.files import read_lines
 
 PANELS = ("objective", "mse", "isc", "fid", "kid")
 

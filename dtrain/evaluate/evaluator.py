@@ -10,10 +10,10 @@ import torch
 
 from dtrain.config import EvaluateConfig
 from dtrain.data.build import Loader
-from dtrain.distributed import World
 from dtrain.evaluate import manipulation, pictures
 from dtrain.evaluate.heldout import held_out
 from dtrain.models.base import Algorithm
+from dtrain.world import World
 
 
 class Interrupted(Exception):

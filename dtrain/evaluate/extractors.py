@@ -20,7 +20,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_featur
 from torch_fidelity.utils import create_feature_extractor
 
 from dtrain.config import EvaluateConfig
-from dtrain.data.shards import sha256
+from dtrain.files import sha256
 
 DIGITS, IMAGENET, INCEPTION = "dtrain-digits", "dtrain-imagenet", "inception-v3-compat"
 VERSION = 1  # of the transforms here: another one is another extractor

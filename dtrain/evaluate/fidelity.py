@@ -25,11 +25,11 @@ from dtrain.config import EvaluateConfig
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.order import positions
-from dtrain.distributed import World, gather
 from dtrain.evaluate import extractors
 from dtrain.evaluate.heldout import Sums
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
+from dtrain.world import World, gather
 
 CHUNK = 64  # images a rank samples at a time
 KID_SUBSET = 1000

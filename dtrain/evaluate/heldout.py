@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dtrain.data.build import Loader
-from dtrain.distributed import World
 from dtrain.models.base import Algorithm
+from dtrain.world import World
 
 INACTIVE = 0.01  # a dimension whose mean varies less over the data carries nothing
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.shards import Split
-from dtrain.distributed import World
 from dtrain.evaluate.heldout import Sums
 from dtrain.models.base import Algorithm
+from dtrain.world import World
 
 
 def directions(

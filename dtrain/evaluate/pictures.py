@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dtrain.config import EvaluateConfig
 from dtrain.data.build import Loader
-from dtrain.distributed import World, gather
 from dtrain.evaluate.manipulation import moved
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
+from dtrain.world import World, gather
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

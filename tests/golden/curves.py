@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dtrain.distributed import World
+from dtrain.world import World
 from tests.harness import Session, make_config
 
 FOLDER = Path(__file__).parent

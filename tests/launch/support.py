@@ -18,7 +18,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from data_prep.arrays import array_source
 from data_prep.writer import write_split
-from launch.store import SweepFolder, read_json
+from dtrain.files import read_json
+from launch.store import SweepFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = str(ROOT / "slurm" / "devcluster" / "cluster.sh")

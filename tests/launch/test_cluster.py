@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.store import SweepFolder, read_json
+from dtrain.files import read_json
+from launch.store import SweepFolder
 from tests.launch.support import CLUSTER, EVALUATION, ROOT, SMALL, Cluster, Project, until, write_noise
 
 GRID = ("-m", "model=stackedwae", "lambda=grid", "trainer.max_steps=4", "launcher.array_parallelism=4")

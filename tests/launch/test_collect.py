@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from dtrain.config import ConfigError
-from dtrain.log import append_line
+from dtrain.files import append_line, locked
 from launch.collect import collect, grouped, read_rows
 from launch.heatmap import cells, draw
 from launch.points import make_points
-from launch.store import ROOT, SweepFolder, locked, open_sweep, snapshot, sweep_id
+from launch.store import ROOT, SweepFolder, open_sweep, snapshot, sweep_id
 
 
 def made(tmp_path: Path, shards: Path, *overrides: str) -> SweepFolder:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dtrain.log import read_lines
+from dtrain.files import read_lines
 from launch.store import SweepFolder
 from tests.launch.support import CLUSTER, Cluster, Project, parent, tasks, until, weights
 

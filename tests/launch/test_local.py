@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from dtrain.config import ConfigError
+from dtrain.files import read_json
 from launch import local
-from launch.store import Submission, SweepFolder, read_json
+from launch.store import Submission, SweepFolder
 from tests.launch.support import Project, tasks, until
 
 

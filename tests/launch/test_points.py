@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dtrain.config import ConfigError, compose, validate
+from dtrain.compose import compose, read
+from dtrain.config import ConfigError
 from launch.points import expand, make_points
 from launch.settings import launcher_from, overridden, read_settings
 
@@ -53,9 +54,9 @@ def test_the_grid_file_is_the_papers_25_pairs(shards: Path, known: Path) -> None
 def test_points_are_what_a_single_run_would_be(shards: Path, known: Path, overrides: list[str]) -> None:
     overrides = [*overrides, f"data.path={shards}", f"evaluate.digit_classifier={shards / 'none.pt'}"]
     lines = expand(overrides)
-    single = {validate(compose(line)).model_copy(update={"run": None}).model_dump_json() for line in lines}
+    single = {read(compose(line)).model_copy(update={"run": None}).model_dump_json() for line in lines}
     points = make_points(overrides, 1, known)[0]
-    frozen = [validate(OmegaConf.create(p.yaml)) for p in points]
+    frozen = [read(OmegaConf.create(p.yaml)) for p in points]
     assert {c.model_copy(update={"run": None}).model_dump_json() for c in frozen} <= single
     assert all(
         c.run.name is not None and c.run.name.endswith(p.signature) for c, p in zip(frozen, points, strict=True)

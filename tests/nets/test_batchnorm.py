@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dtrain.distributed import start
 from dtrain.nets.batchnorm import SyncBatchNorm
+from dtrain.world import start
 from tests.processes import launch
 
 SHAPES = {"rows": (12, 5), "images": (12, 5, 3, 2)}

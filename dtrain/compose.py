@@ -1,0 +1,124 @@
+"""Hydra's part: from overrides, or a frozen file, to the configuration. Nothing else in dtrain loads Hydra."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dtrain.config import CONFIGS, Config, ConfigError, check_model, parse, signature
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration that the overrides describe, with run.name filled in. Raises ConfigError."""
+    cfg, choices = compose_with_choices(overrides)
+    if cfg.run.name is None:
+        cfg.run.name = _name(cfg, choices)
+    return cfg
+
+
+def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
+    """The experiment's (or model's and data set's) name, with the signature where other keys differ from it."""
+    if choices.get("experiment"):
+        name, plain = str(choices["experiment"]), [f"experiment={choices['experiment']}"]
+    else:
+        name = f"{choices['model']}-{choices['data']}"
+        plain = [f"model={choices['model']}", f"data={choices['data']}"]
+    own = signature(read(cfg))
+    same = own == signature(read(compose_with_choices(plain)[0]))
+    return name.replace("/", "-") if same else f"{name.replace('/', '-')}-{own}"
+
+
+def compose_with_choices(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """The configuration without a filled-in name, and the choice of every group. Raises ConfigError."""
+    # Group names in optim.groups are the model's, so any key may be added there.
+    opened = [f"++{o}" if o.startswith("optim.groups.") else o for o in overrides]
+    try:
+        with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
+            cfg = hydra_compose("config", opened, return_hydra_config=True)
+            choices = dict(cfg.hydra.runtime.choices)
+            with_hydra = OmegaConf.to_container(cfg, resolve=False)
+    except (HydraException, OmegaConfBaseException) as e:
+        raise ConfigError(_explain(e, overrides)) from e
+    assert isinstance(with_hydra, dict)
+    with_hydra.pop("hydra")
+    return OmegaConf.create(with_hydra), choices
+
+
+def _explain(error: Exception, overrides: list[str]) -> str:
+    """Hydra's complaint, as the key, the value and the allowed names where it is about an unknown key."""
+    groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
+    if overrides:
+        try:
+            parsed = OverridesParser.create().parse_overrides(overrides)
+        except HydraException as e:
+            return str(e)
+        chosen = [o.input_line or "" for o in parsed if o.key_or_group in groups]
+        for o in parsed:
+            message = None if o.key_or_group in groups else _unknown_key(chosen, o.key_or_group, o.input_line or "")
+            if message:
+                return message
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "\n  ".join(lines)
+
+
+def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
+    try:
+        node: Any = compose_with_choices(chosen)[0]
+    except ConfigError:
+        return None  # a wrong group choice: Hydra's own message lists the choices
+    for depth, part in enumerate(key.split(".")):
+        if not isinstance(node, DictConfig):
+            return f"{line}: {'.'.join(key.split('.')[:depth])} is a value, it has no key {part!r}"
+        if part not in node:
+            names = sorted(str(k) for k in node)
+            close = difflib.get_close_matches(part, [*names, *(["lambda"] if not depth else [])], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            where = ".".join(key.split(".")[:depth]) or "the configuration"
+            return f"{line}: unknown key {part!r}{hint} {where} has: {', '.join(names)}"
+        node = node[part]
+    return None
+
+
+def load(path: Path) -> DictConfig:
+    """A frozen configuration: the config.yaml of a run folder.
+
+    Keys of the trainer and the evaluation that it lacks, since an earlier version wrote it, take their defaults.
+    """
+    try:
+        cfg = OmegaConf.load(path)
+    except FileNotFoundError as e:
+        raise ConfigError(f"no configuration file {path}") from e
+    except (OSError, ValueError, YAMLError) as e:
+        raise ConfigError(f"{path} is no configuration file: {e}") from e
+    if not cfg:
+        raise ConfigError(f"{path} is empty: remove it, or the folder it is in")
+    defaults = compose_with_choices([])[0]
+    later = OmegaConf.create({section: defaults[section] for section in ("trainer", "evaluate")})
+    merged = OmegaConf.merge(later, cfg)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def typed(cfg: DictConfig) -> Config:
+    """Types and ranges of every key but the model's arguments, which need torch. Raises ConfigError."""
+    try:
+        content = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as e:
+        raise ConfigError(str(e)) from e
+    return parse(content)
+
+
+def read(cfg: DictConfig) -> Config:
+    """Types and ranges of every key, the model's arguments included. Raises ConfigError."""
+    config = typed(cfg)
+    check_model(config)
+    return config
