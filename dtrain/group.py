@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.config import OptimizerConfig
+from dtrain.nets.batchnorm import batch_norms
 
 
 def learning_rate(settings: OptimizerConfig, images: int, total_images: int) -> float:
@@ -50,6 +51,7 @@ class Group:
     def __init__(self, name: str, nets: list[nn.Module], settings: OptimizerConfig) -> None:
         self.name, self.nets, self.settings = name, nets, settings
         self.params = [p for net in nets for p in net.parameters()]
+        self.norms = [norm for net in nets for norm in batch_norms(net)]
         self.biases = [p for p in self.params if p.ndim == 1] or self.params
         self.optimizer = make_optimizer(settings, self.params)
         # Of the local shards: a sharded module cannot be copied, its parameters can.
@@ -58,6 +60,15 @@ class Group:
     def freeze(self, frozen: bool) -> None:
         for p in self.params:
             p.requires_grad_(not frozen)
+
+    def hold(self, held: bool) -> None:
+        """Whether forwards leave the running statistics alone; they normalise by the batch's own all the same."""
+        for norm in self.norms:
+            norm.track_running_stats = not held
+
+    def statistics(self) -> list[Tensor]:
+        """The float running statistics."""
+        return [b for norm in self.norms for b in norm.buffers() if b.is_floating_point()]
 
     def gradient_norm(self) -> Tensor:
         """The norm over all ranks, a scalar on the device; clips where configured."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,20 +14,23 @@ from dtrain.config import ConfigError, OptimConfig, TrainerConfig
 from dtrain.distributed import set_gradient_sync
 from dtrain.group import Group, learning_rate
 from dtrain.models.base import Algorithm, LossFunction, Terms
+from dtrain.nets.batchnorm import batch_norms
 from dtrain.record import Metrics, Record, Row, read
 from dtrain.world import World
 
 # What FSDP2 (freed storage), torch.compile and SyncBatchNorm say to a double backward.
 DOUBLE_BACKWARD = re.compile("setStorage.*storage of size 0|double backward|once_differentiable", re.DOTALL)
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+T = TypeVar("T")
 
 
 class Updater:
-    """Called by an algorithm's step: update(groups, loss_fn, *batch).
+    """Called by an algorithm's step: update(groups, loss_fn, *batch) and update.value(fn, *batch).
 
-    Unfreezes only these groups; per micro-batch: autocast, loss, backward (gradients averaged over ranks on the
-    last); clips, sets the lr of the images seen, steps, zeroes, follows the average; records the terms. Nothing in
-    it waits for the device. Raises ConfigError for a group the algorithm does not have.
+    Unfreezes only these groups, their running statistics included; per micro-batch: autocast, loss, backward
+    (gradients averaged over ranks on the last); clips, sets the lr of the images seen, steps, zeroes, follows the
+    average; records the terms. Nothing in it waits for the device. Raises ConfigError for a group the algorithm does
+    not have.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Updater:
         self.step, self.images, self.measure = 0, 0, True  # done and seen by the whole job before this step
         self.calls = 0
         self.skip = trainer.on_nonfinite == "skip" and not self.scaled
-        self.buffers = [b for b in algorithm.buffers() if b.is_floating_point()]
         self.records: dict[str, Record] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
+        for norm in batch_norms(algorithm):  # those that no group owns are never moved
+            norm.track_running_stats = False
         self._active: tuple[str, ...] = tuple(self.groups)
-        self._compiled: dict[Any, Callable[..., Terms]] = {}
+        self._tracking: tuple[str, ...] = ()
+        self._compiled: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, groups: str | tuple[str, ...], loss_fn: LossFunction, *batch: Any) -> None:
         names = (groups,) if isinstance(groups, str) else groups
@@ -72,7 +77,8 @@ class Updater:
         if self.scaled and label not in self.scalers:
             self.scalers[label] = torch.amp.GradScaler(self.device.type)
         scaler = self.scalers.get(label)
-        before = [b.clone() for b in self.buffers] if self.skip else []
+        statistics = [b for g in active for b in g.statistics()] if self.skip else []
+        before = [b.clone() for b in statistics]
         terms = self._backward(active, scaler, self._callable(names, loss_fn), batch)
         # A whole gradient is read where something depends on it: the log, a clip, a skip.
         measured = self.measure or self.skip or any(g.settings.clip_norm is not None for g in active)
@@ -80,13 +86,22 @@ class Updater:
         skip = None
         if self.skip:  # gradients are averaged over ranks, so every rank finds the same
             skip = 1.0 - torch.stack(norms).sum().isfinite().float()
-            for buffer, old in zip(self.buffers, before, strict=True):
+            for buffer, old in zip(statistics, before, strict=True):
                 buffer.copy_(torch.where(skip > 0, old, buffer))
         self._step(active, scaler, skip)
         if label not in self.records:
             self.records[label] = Record(list(terms), list(names))
         self.calls += 1
         self.records[label].add(Row(self.step, self.calls, measured, [*terms.values(), *norms], skip))
+
+    @torch.no_grad()
+    def value(self, fn: Callable[..., T], *batch: Any) -> T:
+        """fn(*batch) without gradient, in the run's precision and compiled as losses are; it moves nothing.
+
+        Never micro-batched.
+        """
+        self._track(())
+        return self._evaluate(self._callable((), fn), batch)
 
     def begin(self, step: int, images: int, measure: bool = True) -> None:
         """Before a step: how many steps were done and images seen, which the lr is a function of.
@@ -96,23 +111,31 @@ class Updater:
         self.step, self.images, self.measure = step, images, measure
 
     def activate(self, names: tuple[str, ...]) -> list[Group]:
-        """Leaves requires_grad only on the named groups."""
+        """Leaves requires_grad, and moving running statistics, only to the named groups."""
         if names != self._active:
             for name, group in self.groups.items():
                 group.freeze(name not in names)
             self._active = names
+        self._track(names)
         return [self.groups[name] for name in names]
+
+    def _track(self, names: tuple[str, ...]) -> None:
+        """Running statistics move only in the named groups."""
+        if names != self._tracking:
+            for name, group in self.groups.items():
+                group.hold(name not in names)
+            self._tracking = names
 
     def unfreeze(self) -> None:
         """All groups trainable: what reading or writing the optimizers' state needs."""
         self.activate(tuple(self.groups))
 
-    def _callable(self, names: tuple[str, ...], loss_fn: LossFunction) -> Callable[..., Terms]:
+    def _callable(self, names: tuple[str, ...], fn: Callable[..., T]) -> Callable[..., T]:
         if not self.compile or self.double_backward.intersection(names):
-            return loss_fn
-        if loss_fn not in self._compiled:
-            self._compiled[loss_fn] = torch.compile(loss_fn)
-        return self._compiled[loss_fn]
+            return fn
+        if fn not in self._compiled:
+            self._compiled[fn] = torch.compile(fn)
+        return self._compiled[fn]
 
     def _backward(
         self,
@@ -142,11 +165,11 @@ class Updater:
             total = {k: total[k] + t for k, t in part_terms.items()} if total else part_terms
         return total
 
-    def _evaluate(self, loss_fn: Callable[..., Terms], part: tuple[Any, ...]) -> Terms:
+    def _evaluate(self, fn: Callable[..., T], part: tuple[Any, ...]) -> T:
         if self.autocast is None:
-            return loss_fn(*part)
+            return fn(*part)
         with torch.autocast(self.device.type, self.autocast):
-            return loss_fn(*part)
+            return fn(*part)
 
     def _explain_double_backward(self, error: RuntimeError, active: list[Group]) -> None:
         """torch's errors on differentiating a gradient of a sharded or compiled network do not say what to do."""

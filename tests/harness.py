@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,33 @@ class Session:
 
     def weights(self) -> dict[str, Tensor]:
         return {k: whole(v).clone() for k, v in model_state(self.algorithm).items()}
+
+
+class Watched:
+    """An updater that tells `seen` the groups, the function, and the tensors that each of its updates moved.
+
+    A value must move nothing.
+    """
+
+    def __init__(self, algorithm: Algorithm, updater: Updater, seen: Callable[[Any, Any, set[str]], None]) -> None:
+        self.algorithm, self.updater, self.seen = algorithm, updater, seen
+
+    def __call__(self, groups: Any, loss_fn: Any, *batch: Any) -> None:
+        before = self._state()
+        self.updater(groups, loss_fn, *batch)
+        self.seen(groups, loss_fn, self._moved(before))
+
+    def value(self, fn: Any, *batch: Any) -> Any:
+        before = self._state()
+        found = self.updater.value(fn, *batch)
+        assert not self._moved(before)
+        return found
+
+    def _state(self) -> dict[str, Tensor]:
+        return {k.removeprefix("model."): whole(v).clone() for k, v in model_state(self.algorithm).items()}
+
+    def _moved(self, before: dict[str, Tensor]) -> set[str]:
+        return {k for k, v in self._state().items() if not torch.equal(v, before[k])}
 
 
 def whole(tensor: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,12 +12,20 @@ from dtrain.noise import Noise
 
 Terms = dict[str, Tensor]
 LossFunction = Callable[..., Terms]
+T = TypeVar("T")
 
 
 class Update(Protocol):
-    """One optimizer step of the named groups on the sum of the terms that loss_fn returns."""
+    """The two verbs of a step. Functions are bound methods: whatever varies is an argument."""
 
-    def __call__(self, groups: str | tuple[str, ...], loss_fn: LossFunction, *batch: Any) -> None: ...
+    def __call__(self, groups: str | tuple[str, ...], loss_fn: LossFunction, *batch: Any) -> None:
+        """One optimizer step of the named groups on the sum of the terms that loss_fn(*batch) returns.
+
+        It moves the weights and running statistics of these groups, and nothing else.
+        """
+
+    def value(self, fn: Callable[..., T], *batch: Any) -> T:
+        """fn(*batch) without gradient, in the run's precision; it moves nothing."""
 
 
 class Algorithm(nn.Module):

@@ -104,7 +104,7 @@ class SWAE(Algorithm):
         for i in range(self.inner_steps):
             if self.fresh_batches and i:
                 batch = next(batches)
-            h = self.codes(batch)
+            h = update.value(self.codes, batch)
             for prior, head in self.by_prior.items():
                 update(f"critic2_{prior}", head.critic_loss, h, batch.noise.inner(i))
                 update(f"autoencoder2_{prior}", head.autoencoder_loss, h)
@@ -123,9 +123,8 @@ class SWAE(Algorithm):
             terms["fool"] = self.lambda_adversary * fooling_loss(self.critic(reconstruction))
         return terms
 
-    @torch.no_grad()
     def codes(self, batch: Batch) -> Tensor:
-        """h of stage I, fixed."""
+        """h of stage I."""
         return self.encoder(batch.x)
 
     def reconstructions(self, x: Tensor) -> dict[str, Tensor]:

@@ -51,6 +51,14 @@ def _axes(x: Tensor) -> tuple[list[int], list[int]]:
     return [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
 
 
+def batch_norms(net: nn.Module) -> list[_BatchNorm]:
+    """The network's batch norms that have running statistics.
+
+    Not by track_running_stats: that is off while the statistics are held.
+    """
+    return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
 class SyncBatchNorm(_BatchNorm):
     """nn.BatchNorm with the statistics of the global batch; every process must hold equally many rows.
 
@@ -68,7 +76,8 @@ class SyncBatchNorm(_BatchNorm):
         weight = self.weight if self.affine else x.new_ones(x.shape[1])
         bias = self.bias if self.affine else x.new_zeros(x.shape[1])
         y, mean, variance = _Normalise.apply(x, weight, bias, self.eps)
-        self._track(mean, variance, x.numel() // x.shape[1] * dist.get_world_size())
+        if self.track_running_stats:
+            self._track(mean, variance, x.numel() // x.shape[1] * dist.get_world_size())
         return y.to(input.dtype)
 
     @torch.no_grad()

@@ -7,8 +7,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from dtrain.nets.batchnorm import batch_norms
 
 
 class Recomputable(nn.Module):
@@ -25,13 +26,12 @@ class Recomputable(nn.Module):
 
 @contextmanager
 def _statistics_kept(part: nn.Module) -> Iterator[None]:
-    """The second forward of a batch must not move the running statistics again."""
-    norms = [m for m in part.modules() if isinstance(m, _BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.momentum = 0.0
+    """The second forward of a batch must do as the first did, but move copies of the running statistics."""
+    kept = [(norm, norm._buffers) for norm in batch_norms(part)]
+    for norm, buffers in kept:
+        norm._buffers = {k: None if b is None else b.clone() for k, b in buffers.items()}
     try:
         yield
     finally:
-        for m, momentum in zip(norms, momenta, strict=True):
-            m.momentum = momentum
+        for norm, buffers in kept:
+            norm._buffers = buffers
