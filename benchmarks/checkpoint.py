@@ -25,7 +25,7 @@ from dtrain.build import build_algorithm
 from dtrain.checkpoint import Checkpointer
 from dtrain.data.batch import Batch
 from dtrain.noise import Noise
-from dtrain.state import settings, training_state
+from dtrain.tensors import settings, training_state
 from dtrain.update import Updater
 from dtrain.world import World
 

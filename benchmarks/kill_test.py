@@ -29,7 +29,7 @@ from dtrain.checkpoint import steps, stored_keys
 
 STEPS = 60
 OVERRIDES = (
-    "experiment=quickstart", "model.latent_dims=[8,2]", "model.hidden=[64,32]", f"trainer.max_steps={STEPS}",
+    "experiment=quickstart", "model.levels=[{latent:8,hidden:64},{latent:2,hidden:32}]", f"trainer.max_steps={STEPS}",
     "trainer.checkpoint.every=3", "trainer.log_every=5", "trainer.batch_size=32", "evaluate.points=20",
     "evaluate.samples=4", "evaluate.rows=2", "evaluate.grid=2",
 )  # fmt: skip

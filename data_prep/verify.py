@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dtrain.data.checks import row_checksums
+from dtrain.data.checksums import row_checksums
 from dtrain.data.shards import MANIFEST, ShardError, checked_file, read_manifest
 from dtrain.files import sha256
 

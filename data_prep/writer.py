@@ -20,7 +20,7 @@ from data_prep.images import software
 from data_prep.pixels import CHUNK, JOURNAL, drop_rows, read_pixels
 from data_prep.source import Pixels, Source, SourceError
 from data_prep.tar import write_tar
-from dtrain.data.checks import row_checksums
+from dtrain.data.checksums import row_checksums
 from dtrain.data.shards import FORMAT_VERSION, MANIFEST, ShardError, manifest_digest, read_manifest
 from dtrain.files import sha256
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dtrain.config import Config, ConfigError, TrainerConfig, model_target
+from dtrain.config import Config, ConfigError, TrainerConfig, model_arguments, of_stage
 from dtrain.data.build import Loader, build_loader
 from dtrain.data.shards import ShardError, Split, open_split
-from dtrain.models.base import Algorithm
+from dtrain.faults import StopSignal
+from dtrain.metrics import larger_is_better
+from dtrain.models.base import Algorithm, DataFacts, Site
 from dtrain.nets.recompute import Recomputable
+from dtrain.tensors import digest
 from dtrain.world import World
 
 
@@ -19,19 +23,40 @@ def open_data(config: Config) -> tuple[Split, Split]:
     """The training and the held-out split. ConfigError naming the command that prepares them."""
     data = config.data
     try:
-        return open_split(data.path / data.train), open_split(data.path / data.test)
+        splits = open_split(data.path / data.train), open_split(data.path / data.test)
     except ShardError as e:
         raise ConfigError(f"data.path={data.path}: {e}\n  prepare the shards with: {data.prepare}") from e
+    for split in splits:
+        if split.image_shape != data.image_shape:
+            raise ConfigError(
+                f"data.image_shape={list(data.image_shape)}: the images in {split.path} are {list(split.image_shape)}"
+            )
+    return splits
 
 
-def build_algorithm(config: Config, image_shape: tuple[int, int, int]) -> Algorithm:
-    """The model, with weights drawn from the seed. ConfigError if it refuses its arguments."""
-    target, arguments = model_target(config)
+def facts(split: Split) -> DataFacts:
+    """What an algorithm may know of the data."""
+    labels, embeddings = (split.arrays.get(name) for name in ("labels", "embeddings"))
+    classes = len(split.class_names) or (None if labels is None else int(labels.max()) + 1)
+    dims = None if embeddings is None else embeddings.shape[1]
+    return DataFacts(split.image_shape, classes, tuple(split.attribute_names), dims)
+
+
+def build_algorithm(config: Config, data: DataFacts) -> Algorithm:
+    """The model, with weights drawn from the seed. ConfigError if it refuses its arguments, or the data."""
+    target, arguments = model_arguments(config)
     torch.manual_seed(config.seed)
     try:
-        algorithm: Algorithm = target(image_shape, **arguments)
+        algorithm: Algorithm = target(data, **arguments)
     except ValueError as e:
         raise ConfigError(str(e)) from e
+    if algorithm.condition and not (data.classes if algorithm.condition == "labels" else data.embedding):
+        raise ConfigError(f"{target.__name__} is conditioned on {algorithm.condition}, which the data does not have")
+    config.trainer.lengths([stage.name for stage in algorithm.stages()])
+    for stage in algorithm.stages():
+        metric = of_stage(config.trainer.checkpoint.best, stage.name)
+        if metric:
+            larger_is_better(metric)
     _check_micro_batches(config.trainer, algorithm)
     if config.trainer.activation_checkpointing:
         nets = [m for m in algorithm.modules() if isinstance(m, Recomputable)]
@@ -73,3 +98,10 @@ def build_loaders(
         return build(split=splits[0], flip=config.data.flip), build(split=splits[1])
     except (ValueError, TypeError, ImportError, ShardError) as e:
         raise ConfigError(f"loader: {e}") from e
+
+
+def build_site(
+    config: Config, algorithm: Algorithm, train: Loader, world: World, folder: Path, stop: StopSignal
+) -> Site:
+    """What the algorithm's stages and the evaluation may use."""
+    return Site(folder, train, config.seed, config.trainer.batch_size, world, stop.poll, partial(digest, algorithm))

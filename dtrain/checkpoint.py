@@ -1,7 +1,7 @@
 """Checkpoints: staged at a step, written in the background, hashed, published by a rename, found again verified.
 
-step-N.incomplete/ is written and hashed by all ranks, renamed to step-N/, and only then gets COMMITTED, which names
-every file with its sha256. A folder without a COMMITTED that verifies does not count.
+step-N.incomplete/ is written and hashed by all ranks, sealed by COMMITTED, which names every file with its sha256,
+and renamed to step-N/. A folder without a COMMITTED that verifies does not count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from dtrain.config import CheckpointConfig
-from dtrain.files import sha256, sync, write_json
+from dtrain.files import sha256, sync
 from dtrain.world import World
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is not a mistake
@@ -40,8 +40,8 @@ def _seal(info: dict[str, Any]) -> bytes:
     return f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n".encode()
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The content of COMMITTED once every byte of the checkpoint has been checked. Raises CheckpointError."""
+def read_seal(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's COMMITTED. Raises CheckpointError if it is missing or damaged."""
     seal = path / COMMITTED
     if not seal.is_file():
         raise CheckpointError(f"{path} was not completed: {COMMITTED} is missing")
@@ -52,6 +52,12 @@ def verify(path: Path) -> dict[str, Any]:
             raise ValueError
     except ValueError as e:
         raise CheckpointError(f"{seal} is damaged") from e
+    return info
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The content of COMMITTED once every byte of the checkpoint has been checked. Raises CheckpointError."""
+    info = read_seal(path)
     present = {f.name for f in path.iterdir()} - {COMMITTED}
     for name in sorted(present ^ set(info["files"])):
         raise CheckpointError(f"{path / name} is {'missing' if name in info['files'] else 'not part of it'}")
@@ -116,11 +122,7 @@ class Checkpointer:
         except BaseException as e:  # a full disk must not end the training; DCP's own errors are BaseExceptions
             self._error = e
             if self.world.main:
-                shutil.rmtree(work, ignore_errors=True)
-                replaced = final.with_suffix(".replaced")
-                if replaced.exists() and not (final / COMMITTED).exists():
-                    shutil.rmtree(final, ignore_errors=True)
-                    os.replace(replaced, final)
+                self.tidy()
 
     def _collect(self, action: Callable[[], dict[str, str]]) -> dict[str, str]:
         """Runs the action on every rank and merges what they return; raises on all of them if it failed on one."""
@@ -152,55 +154,71 @@ class Checkpointer:
         return {f.name: sha256(f) for f in own}
 
     def _publish(self, work: Path, final: Path, info: dict[str, Any], hashes: dict[str, str]) -> dict[str, str]:
+        """Seals the folder, then gives it its name: under that name there is never an unsealed checkpoint."""
         if self.world.main:
-            replaced = final.with_suffix(".replaced")  # of the same step: damaged, or saved before it was evaluated
+            seal = work / COMMITTED
+            seal.write_bytes(_seal({**info, "files": hashes}))
+            sync(seal)
+            sync(work)
+            replaced = final.with_suffix(".replaced")  # of the same step: damaged, before its evaluation, a boundary
             shutil.rmtree(replaced, ignore_errors=True)
             if final.exists():
                 os.replace(final, replaced)
             os.replace(work, final)
-            seal = final / f".{COMMITTED}"
-            seal.write_bytes(_seal({**info, "files": hashes}))
-            sync(seal)
-            os.replace(seal, final / COMMITTED)
-            sync(final)
             sync(self.folder)
             shutil.rmtree(replaced, ignore_errors=True)
-            best = self.best()
-            if info["value"] is not None and (best is None or info["value"] < best["value"]):
-                marked = {"step": info["step"], "value": info["value"], "metric": self.settings.best}
-                write_json(self.folder / "best.json", marked)
             self._prune()
         return {}
 
+    def tidy(self) -> None:
+        """Half-written checkpoints, of a kill or a full disk, go; one that was about to be replaced comes back.
+
+        On rank 0, by the only process that trains in the folder.
+        """
+        for work in self.folder.glob("step-*.incomplete"):
+            shutil.rmtree(work, ignore_errors=True)
+        for replaced in self.folder.glob("step-*.replaced"):
+            if replaced.with_suffix("").exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                os.replace(replaced, replaced.with_suffix(""))
+
     def _prune(self) -> None:
-        """Keeps the newest, the milestones and the best."""
+        """Keeps the newest, the milestones and the best of the newest's stage."""
         every = steps(self.folder)
-        best = self.best()
+        best = next(self._best(), None)
         for path in every[: -self.settings.keep]:
             step = int(path.name.split("-")[1])
             milestone = self.settings.milestones and step % self.settings.milestones == 0
-            if not milestone and not (best and best["step"] == step):
+            if not milestone and path != best:
                 shutil.rmtree(path)
 
-    def best(self) -> dict[str, Any] | None:
-        """{"step", "value"} of the checkpoint that was best by settings.best, if one was marked."""
-        file = self.folder / "best.json"
-        if not file.exists():
-            return None
-        marked: dict[str, Any] = json.loads(file.read_text())
-        return marked if marked.get("metric", self.settings.best) == self.settings.best else None
+    def _best(self) -> Iterator[Path]:
+        """The checkpoints of the newest one's stage that were the best so far when they were saved, newest first.
+
+        By the metric that the newest one was judged by.
+        """
+        stage = metric = None
+        for path in reversed(steps(self.folder)):
+            try:
+                info = read_seal(path)
+            except CheckpointError:
+                continue
+            if stage is None:
+                stage, metric = info["stage"], info["judged"]["metric"]
+            if info["stage"] != stage:
+                return
+            if info["value"] is not None and info["judged"]["metric"] == metric:
+                yield path
 
     def latest(self, best: bool = False) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that verifies, on all ranks the same; damaged ones are reported and passed over.
 
-        best: only the best evaluated one.
+        best: only one that was the best of the newest's stage when it was saved.
         """
         found = None
         if self.world.main:
-            marked = self.best() if best else None
-            for path in reversed(steps(self.folder)):
-                if best and (marked is None or path != self.path(marked["step"])):
-                    continue
+            for path in self._best() if best else reversed(steps(self.folder)):
                 try:
                     found = (path, verify(path))
                     break
@@ -208,10 +226,13 @@ class Checkpointer:
                     self.report(f"checkpoint passed over: {e}")
         return self.world.share(found)
 
-    def load(self, path: Path, state: State) -> None:
-        """Reads a checkpoint into the state's tensors, in place, whatever wrote it. CheckpointError on a mismatch."""
-        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-        missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))
+    def load(self, path: Path, state: State, part: bool = False) -> None:
+        """Reads a checkpoint into the state's tensors, in place, whatever wrote it. CheckpointError on a mismatch.
+
+        part: the state is but a part of what was saved.
+        """
+        stored = stored_keys(path)
+        missing, surplus = sorted(set(state) - stored), [] if part else sorted(stored - set(state))
         if missing or surplus:
             key = (missing or surplus)[0]
             raise CheckpointError(f"{path} {'lacks' if missing else 'has a surplus'} {key}: it is of another model")

@@ -10,11 +10,11 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dtrain.config import CONFIGS, Config, ConfigError, check_model, parse, signature
+from dtrain.config import CONFIGS, Config, ConfigError, model_arguments, parse, signature
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -76,6 +76,11 @@ def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
     except ConfigError:
         return None  # a wrong group choice: Hydra's own message lists the choices
     for depth, part in enumerate(key.split(".")):
+        if isinstance(node, ListConfig):
+            if not part.isdigit() or int(part) >= len(node):
+                return f"{line}: {'.'.join(key.split('.')[:depth])} has the rows 0 to {len(node) - 1}, not {part}"
+            node = node[int(part)]
+            continue
         if not isinstance(node, DictConfig):
             return f"{line}: {'.'.join(key.split('.')[:depth])} is a value, it has no key {part!r}"
         if part not in node:
@@ -120,5 +125,5 @@ def typed(cfg: DictConfig) -> Config:
 def read(cfg: DictConfig) -> Config:
     """Types and ranges of every key, the model's arguments included. Raises ConfigError."""
     config = typed(cfg)
-    check_model(config)
+    model_arguments(config)
     return config

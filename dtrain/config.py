@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import types
 import typing
 from collections.abc import Callable
 from importlib import import_module
@@ -43,6 +44,7 @@ class DataConfig(_Section):
     train: str
     test: str
     flip: bool
+    image_shape: tuple[Positive, Positive, Positive]
     prepare: str
 
 
@@ -75,13 +77,13 @@ class CheckpointConfig(_Section):
     every: Positive
     keep: Positive
     milestones: Positive | None
-    best: str | None
+    best: str | dict[str, str] | None
     asynchronous: bool
 
 
 class TrainerConfig(_Section):
     batch_size: Positive
-    max_steps: Positive
+    max_steps: Positive | dict[str, Annotated[int, Field(ge=0)]]
     micro_batches: Positive
     strategy: Literal["ddp", "fsdp"]
     shard_size: Positive | None
@@ -93,11 +95,36 @@ class TrainerConfig(_Section):
     device: Literal["auto", "cpu", "cuda"]
     log_every: Positive
     evaluate_every: Positive | Literal["epoch"] | None
-    patience: Positive | None
+    patience: Positive | dict[str, Positive] | None
     on_nonfinite: Literal["raise", "skip", "rollback"]
     nonfinite_limit: Positive
     checkpoint: CheckpointConfig
     timeout: Annotated[float, Field(gt=0)]
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages together."""
+        return self.max_steps if isinstance(self.max_steps, int) else sum(self.max_steps.values())
+
+    def lengths(self, stages: list[str]) -> dict[str, int]:
+        """The steps of every stage. ConfigError unless the settings name just the stages that there are."""
+        names = ", ".join(stages)
+        for key, value in (
+            ("max_steps", self.max_steps),
+            ("patience", self.patience),
+            ("checkpoint.best", self.checkpoint.best),
+        ):
+            wrong = [name for name in value if name not in stages] if isinstance(value, dict) else []
+            if wrong:
+                raise ConfigError(f"trainer.{key}.{wrong[0]}: the model has no such stage, but {names}")
+        if isinstance(self.max_steps, int):
+            if len(stages) > 1:
+                raise ConfigError(f"trainer.max_steps={self.max_steps}: give each stage its own: {names}")
+            return {stages[0]: self.max_steps}
+        missing = [name for name in stages if name not in self.max_steps]
+        if missing or not self.total_steps:
+            raise ConfigError(f"trainer.max_steps={self.max_steps}: set steps for {', '.join(missing) or names}")
+        return self.max_steps
 
     def check_world(self, world: int) -> None:
         """ConfigError unless the settings fit together, and the batch can be divided on `world` processes."""
@@ -163,6 +190,11 @@ OPERATIONAL = {
 }  # fmt: skip
 
 
+def of_stage(setting: Any, stage: str) -> Any:
+    """A setting that is one value for all stages, or one by name for some."""
+    return setting.get(stage) if isinstance(setting, dict) else setting
+
+
 def signature(config: Config) -> str:
     """10 hex digits of what defines the result; equal signatures are the same run."""
     exclude: Any = {k: True if v is ... else v for k, v in OPERATIONAL.items()}
@@ -186,10 +218,22 @@ def parse(content: Any) -> Config:
     return config
 
 
-def check_model(config: Config) -> None:
-    """Types and ranges of the model's arguments, by the annotations of its class. Raises ConfigError."""
+def model_arguments(config: Config) -> tuple[Any, dict[str, Any]]:
+    """The Algorithm class, and the arguments given to it, checked by its annotations. Raises ConfigError."""
     target, arguments = model_target(config)
-    check_arguments(target.__init__, arguments, "model")
+    return target, check_arguments(target.__init__, arguments, "model")
+
+
+def paths(section: BaseModel, prefix: str = "") -> dict[str, Path]:
+    """Every path in the configuration by its key, run.dir included; of the model's arguments none."""
+    found: dict[str, Path] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found |= paths(value, f"{prefix}{name}.")
+        elif isinstance(value, Path):
+            found[prefix + name] = value
+    return found
 
 
 def model_target(config: Config) -> tuple[Any, dict[str, Any]]:
@@ -211,8 +255,8 @@ def completed(config: Config) -> Config:
     return config.model_copy(update={"model": {"_target_": config.model["_target_"], **defaults, **arguments}})
 
 
-def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: str) -> None:
-    """Checks `given` against the annotations of the function's keyword-only arguments. Raises ConfigError."""
+def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: str) -> dict[str, Any]:
+    """`given` as the annotations of the function's keyword-only arguments want it. Raises ConfigError."""
     hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
@@ -220,16 +264,38 @@ def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: 
         if p.kind is p.KEYWORD_ONLY
     }
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    checked(create_model("Arguments", __config__=config, **fields), given, where)
+    found = checked(create_model("Arguments", __config__=config, **fields), given, where)
+    return {name: getattr(found, name) for name in given}
 
 
-def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """The names beside the last of the path."""
-    for part in path[:-1]:
-        inner = model.model_fields[str(part)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return list(model.model_fields)
+def _plain(hint: Any) -> Any:
+    return _plain(typing.get_args(hint)[0]) if typing.get_origin(hint) is Annotated else hint
+
+
+def _place(hint: Any, path: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """A path of pydantic's as the user's key, without the tags of unions, and the names beside its last part."""
+    key: list[str] = []
+    names: list[str] = []
+    for part in path:
+        hint = _plain(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            members = [m for m in typing.get_args(hint) if m is not type(None)]
+            tagged = [m for m in members if any(getattr(x, "tag", None) == part for x in _metadata(m))]
+            hint = _plain((tagged or members)[0])
+            if len(members) > 1:
+                continue  # the part says which of them
+        key.append(str(part))
+        inner = typing.get_args(hint)
+        if isinstance(hint, type) and issubclass(hint, BaseModel):
+            names = list(hint.model_fields)
+            hint = hint.model_fields[str(part)].annotation if part in names else Any
+        else:  # of a list or a dictionary
+            names, hint = [], inner[-1] if inner else Any
+    return ".".join(key), names
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
 
 
 def checked(model: type[M], content: Any, where: str) -> M:
@@ -239,11 +305,10 @@ def checked(model: type[M], content: Any, where: str) -> M:
     except ValidationError as e:
         lines = []
         for error in e.errors(include_url=False):
-            key = ".".join(str(p) for p in (where, *error["loc"]) if p != "")
+            own, beside = _place(model, error["loc"])
+            key = ".".join(p for p in (where, own) if p)
             if error["type"] == "extra_forbidden":
-                lines.append(
-                    f"{key}={error['input']!r}: unknown key; allowed: {', '.join(_fields(model, error['loc']))}"
-                )
+                lines.append(f"{key}={error['input']!r}: unknown key; allowed: {', '.join(beside)}")
             elif error["type"] == "missing":
                 lines.append(f"{key}: is not set")
             else:

@@ -47,8 +47,8 @@ def distribute(
                 net = SyncBatchNorm.convert(net, world.device)
             for tensor in (*net.parameters(), *net.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
-            # A double backward fails under FSDP, so such a (small) network stays replicated.
-            if mesh is not None and group not in algorithm.double_backward:
+            # A gradient of a gradient fails under FSDP, so such a (small) network stays replicated.
+            if mesh is not None and group not in algorithm.replicated:
                 # Without resharding after forward, a no_grad forward leaves stale unsharded parameters behind.
                 fully_shard(net, mesh=mesh, reshard_after_forward=True)
             else:

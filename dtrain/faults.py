@@ -13,6 +13,10 @@ import torch.distributed as dist
 from dtrain.world import RanksMissing, World
 
 
+class Interrupted(Exception):
+    """All ranks agreed to stop."""
+
+
 class NonFinite(ArithmeticError):
     """A loss term or a gradient is NaN or infinite; the message names update, term or group."""
 
@@ -61,6 +65,11 @@ class StopSignal:
         work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.world.control, async_op=True)
         self._vote = (work, flag)
         return decided
+
+    def poll(self) -> None:
+        """Raises Interrupted once all ranks agree to stop; every rank calls it equally often."""
+        if self.agreed():
+            raise Interrupted
 
     def drain(self) -> None:
         """Waits for the vote under way, so that the group can be left."""

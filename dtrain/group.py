@@ -41,10 +41,6 @@ def _norm(grads: list[Tensor]) -> Tensor:
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
-def _whole(norm: Tensor) -> Tensor:
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-
 class Group:
     """One parameter group: its networks, its optimizer, and the running average of its weights."""
 
@@ -52,8 +48,14 @@ class Group:
         self.name, self.nets, self.settings = name, nets, settings
         self.params = [p for net in nets for p in net.parameters()]
         self.norms = [norm for net in nets for norm in batch_norms(net)]
-        self.biases = [p for p in self.params if p.ndim == 1] or self.params
         self.optimizer = make_optimizer(settings, self.params)
+        # On the device, so that a step can be captured; set here, since the constructor would read it back. A GPU's
+        # fused kernels take float32.
+        device = self.params[0].device
+        precise = torch.float64 if device.type == "cpu" else torch.float32
+        self.lr = torch.tensor(settings.lr, dtype=precise, device=device)
+        for options in self.optimizer.param_groups:
+            options["lr"] = self.lr
         # Of the local shards: a sharded module cannot be copied, its parameters can.
         self.average = [p.detach().clone() for p in self.params] if settings.ema else None
 
@@ -76,14 +78,7 @@ class Group:
         norm = _norm(grads)
         if self.settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.params, self.settings.clip_norm, norm)
-        return _whole(norm)
-
-    def gradient_probe(self) -> Tensor:
-        """The norm over the biases alone: a hundredth of the memory to read, and as finite as the whole gradient.
-
-        A layer's bias gradient is the sum of what its weight gradient is a product with.
-        """
-        return _whole(_norm([p.grad for p in self.biases if p.grad is not None]))
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -8,11 +8,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dtrain.files import append_line, drop_after, write_json
+from dtrain.metrics import member, table
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 COLUMNS = (
     TextColumn("epoch {task.fields[epoch]}"),
@@ -22,44 +26,28 @@ COLUMNS = (
 )
 
 
-def by_level(values: dict[str, float]) -> list[str]:
-    """The values named <what>/level<i> as the lines of a table, level by level."""
-    table: dict[str, dict[str, float]] = {}
-    for key, value in values.items():
-        if "/level" in key:
-            what, level = key.split("/level")
-            table.setdefault(level, {})[what] = value
-    if not table:
-        return []
-    columns = list(next(iter(table.values())))
-    lines = ["  level" + "".join(f"  {c:>12}" for c in columns)]
-    for level, row in table.items():
-        lines.append(f"  {level:>5}" + "".join(f"  {row.get(c, math.nan):>12.5g}" for c in columns))
-    return lines
-
-
 class Log:
     """The run's voice on rank 0; on the other ranks every call does nothing."""
 
-    def __init__(self, run_dir: Path, max_steps: int, images_per_epoch: int, main: bool, start: int = 0) -> None:
-        self.run_dir, self.max_steps, self.epoch_images, self.main = (
-            run_dir,
-            max_steps,
-            images_per_epoch,
-            main,
-        )
-        self.status: dict[str, Any] = {"state": "running", "step": start, "max_steps": max_steps}
+    def __init__(self, run_dir: Path, max_steps: int, main: bool) -> None:
+        self.run_dir, self.max_steps, self.main = run_dir, max_steps, main
+        self.status: dict[str, Any] = {"state": "running", "step": 0, "max_steps": max_steps}
         self._heartbeat = 0.0
         self._said: set[str] = set()  # what went wrong with writing
+        self._board: SummaryWriter | None = None
         self._bar: Progress | None = None
-        if not main:
+
+    def start(self, step: int) -> None:
+        """Opens the TensorBoard events and, on a terminal, the progress bar, after so many steps."""
+        if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
         if sys.stdout.isatty():
             self._bar = Progress(*COLUMNS)
-            self._task = self._bar.add_task("train", total=max_steps, completed=start, epoch=0, loss="-", speed="-")
+            texts: dict[str, Any] = {"epoch": 0, "loss": "-", "speed": "-"}
+            self._task = self._bar.add_task("train", total=self.max_steps, completed=step, **texts)
             self._bar.start()
 
     def line(self, text: str) -> None:
@@ -72,7 +60,7 @@ class Log:
         if not self.main:
             return
         self._write("train", step, values)
-        epoch, speed = values["images"] / self.epoch_images, values["images_per_s"]
+        epoch, speed = values["epoch"], values["images_per_s"]
         left = (self.max_steps - step) * values["step_s"]
         self.status |= {"loss": loss, "images_per_s": speed, "eta_s": left}
         if self._bar:
@@ -84,13 +72,13 @@ class Log:
                 f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
             )
 
-    def evaluation(self, step: int, values: dict[str, float]) -> None:
+    def evaluation(self, step: int, values: dict[str, float], epoch: float) -> None:
         """One evaluation."""
         if self.main:
-            self._write("evaluation", step, values)
-            plain = {k: v for k, v in values.items() if "/level" not in k}
-            self.line(f"held out at step {step}: " + "  ".join(f"{k} {v:.5g}" for k, v in plain.items()))
-            for row in by_level(values):
+            self._write("evaluation", step, values, epoch=epoch)
+            alone = "  ".join(f"{k} {v:.5g}" for k, v in values.items() if not member(k))
+            self.line(f"held out at step {step}: {alone}")
+            for row in table(values):
                 self.line(row)
 
     def event(self, step: int, kind: str, message: str) -> None:
@@ -116,10 +104,13 @@ class Log:
                 self._said.add(str(e))
                 self.line(f"not logged, training goes on: {e}")
 
-    def _write(self, kind: str, step: int, values: dict[str, float]) -> None:
+    def _write(self, kind: str, step: int, values: dict[str, float], **facts: float) -> None:
         finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}  # JSON has no NaN
+        line = {"kind": kind, "step": step, "time": time.time(), **facts, **finite}
         with self._writing():
-            append_line(self.run_dir / "metrics.jsonl", {"kind": kind, "step": step, "time": time.time(), **finite})
+            append_line(self.run_dir / "metrics.jsonl", line)
+        if self._board is None:
+            return
         prefix = "" if kind == "train" else f"{kind}/"
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -138,7 +129,7 @@ class Log:
                 write_json(self.run_dir / "status.json", self.status)
 
     def close(self) -> None:
-        if self.main:
+        if self._board is not None:
             with self._writing():
                 self._board.close()
             if self._bar:

@@ -7,7 +7,7 @@ for any number of processes, any micro-batching, and after any restart.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,11 +47,16 @@ class Noise:
     """Random numbers for a batch of rows.
 
     seed: the run's seed. position: int64 [B], one unique counter per row (images seen before that sample).
-    The same (seed, position, site) gives the same numbers on every call.
+    dtype: of the numbers. The same (seed, position, site) gives the same numbers on every call.
     """
 
     seed: int
     position: Tensor
+    dtype: torch.dtype = torch.float32
+
+    def __getitem__(self, rows: slice) -> Noise:
+        """The noise of some of the rows."""
+        return replace(self, position=self.position[rows])
 
     @classmethod
     def of(cls, n: int, seed: int = 0, start: int = 0, device: torch.device | str = "cpu") -> Noise:
@@ -65,24 +70,27 @@ class Noise:
         column = torch.arange(1, count + 1, device=row.device) * _GOLDEN
         return _mix(_mix((row[:, None] + column) & _MASK) ^ row[:, None])
 
+    def _uniform(self, site: str, count: int) -> Tensor:
+        words = self._words(site_key(self.seed, site), count)
+        return ((words >> 8).to(torch.float32) + 0.5).mul_(2.0**-24)
+
     def uniform(self, site: str, *shape: int) -> Tensor:
-        """U(0, 1), open at both ends up to float32 rounding. Returns float32 [B, *shape]."""
-        words = self._words(site_key(self.seed, site), math.prod(shape))
-        return ((words >> 8).to(torch.float32) + 0.5).mul_(2.0**-24).view(-1, *shape)
+        """U(0, 1), open at both ends up to float32 rounding: [B, *shape]."""
+        return self._uniform(site, math.prod(shape)).view(-1, *shape).to(self.dtype)
 
     def normal(self, site: str, *shape: int) -> Tensor:
-        """N(0, 1) by Box-Muller, |z| < 5.9. Returns float32 [B, *shape]."""
+        """N(0, 1) by Box-Muller, |z| < 5.9, to float32 rounding: [B, *shape]."""
         count = math.prod(shape)
         half = (count + 1) // 2
-        u = self.uniform(site, 2 * half)
+        u = self._uniform(site, 2 * half)
         radius, angle = (-2.0 * u[:, :half].log()).sqrt(), u[:, half:] * (2.0 * math.pi)
         z = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-        return z[:, :count].reshape(-1, *shape)
+        return z[:, :count].reshape(-1, *shape).to(self.dtype)
 
     def inner(self, iteration: int) -> Noise:
         """Other numbers for the same rows, for each time that an inner loop comes back to a batch."""
-        return Noise(site_key(self.seed, f"inner {iteration}"), self.position)
+        return replace(self, seed=site_key(self.seed, f"inner {iteration}"))
 
     def chunk(self, n: int) -> list[Noise]:
         """n equal parts along the batch."""
-        return [Noise(self.seed, p) for p in self.position.chunk(n)]
+        return [replace(self, position=p) for p in self.position.chunk(n)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,17 +31,15 @@ class Metrics:
 
 @dataclass(slots=True)
 class Row:
-    """One update: when it was (call counts all updates, and so orders them), and its scalars on the device.
+    """One update: when it was (call counts all updates, and so orders them), and its numbers on the device.
 
-    scalars: its terms, then per group the gradient norm if measured, else one over the biases alone.
-    skip: 1 where the step was skipped; None where steps never are.
+    values: the terms; where they were measured, the groups' gradient norms; where steps may be skipped, then a 1 if
+    this one was.
     """
 
     step: int
     call: int
-    measured: bool
-    scalars: list[Tensor]
-    skip: Tensor | None
+    values: Tensor
 
 
 class Record:
@@ -49,14 +49,18 @@ class Record:
         self.terms, self.groups = terms, groups
         self.rows: list[Row] = []
 
-    def add(self, row: Row) -> None:
-        self.rows.append(row)
+    def table(self, world: World) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """[rows, terms + groups + 1]: the means over ranks, 0 where a row has no such number; and where it has one.
 
-    def table(self) -> Tensor:
-        """[rows, terms + groups + 1]: the scalars and the skip of every row."""
-        none = torch.zeros_like(self.rows[0].scalars[0])
-        every = [x for row in self.rows for x in (*row.scalars, none if row.skip is None else row.skip)]
-        return torch.stack(every).view(len(self.rows), -1)
+        The mean of a NaN on one rank is NaN on all: every rank reaches the same verdict.
+        """
+        widths = np.array([len(row.values) for row in self.rows])
+        has = np.arange(len(self.terms) + len(self.groups) + 1) < widths[:, None]
+        table = np.zeros(has.shape)
+        # In numpy from here on: each of torch's operations lets go of Python's lock, and waits for the thread that
+        # writes the last log.
+        table[has] = world.mean(torch.cat([row.values for row in self.rows])).numpy()
+        return table, has
 
     def name(self, label: str, column: int) -> str:
         if column < len(self.terms):
@@ -70,12 +74,12 @@ def read(records: dict[str, Record], world: World, overflow: bool) -> Metrics:
     for label, record in records.items():
         if not record.rows:
             continue
-        # The mean over ranks of a NaN on one is NaN on all: every rank reaches the same verdict. In numpy: each of
-        # torch's operations lets go of Python's lock, and waits for the thread that writes the last log.
-        table, skipped = np.split(world.mean(record.table()).numpy(), [len(record.terms) + len(record.groups)], 1)
-        bad = ~np.isfinite(table)
+        table, has = record.table(world)
+        skipped, terms = table[:, -1] > 0, len(record.terms)
+        finite = np.isfinite(table)
+        bad = ~finite
         if overflow:
-            bad[:, len(record.terms) :] = False
+            bad[:, terms:] = False
         for index, column in np.argwhere(bad).tolist():
             row = record.rows[index]
             what = f"{record.name(label, column)} is not finite at step {row.step + 1}"
@@ -84,18 +88,18 @@ def read(records: dict[str, Record], world: World, overflow: bool) -> Metrics:
                     metrics.skipped.append(what)
             elif first is None or row.call < first[0]:
                 first = (row.call, what)
-        kept = skipped[:, 0] == 0
-        counted = np.repeat(kept[:, None], table.shape[1], 1)
-        counted[:, len(record.terms) :] &= np.array([[row.measured] for row in record.rows])
-        if overflow:
-            counted &= np.isfinite(table)
-        counts = counted.sum(0)
-        sums = np.where(counted, table, 0.0).sum(0)
-        means = [float(total / n) if n else math.nan for total, n in zip(sums, counts, strict=True)]
-        terms = dict(zip(record.terms, means, strict=False))
-        metrics.values |= {f"loss/{label}": sum(terms.values())} | {f"loss/{label}/{k}": v for k, v in terms.items()}
-        norms = zip(record.groups, means[len(record.terms) :], strict=True)
-        metrics.values |= {f"grad_norm/{label}/{g}": v for g, v in norms if not math.isnan(v)}
+        counted = has & ~skipped[:, None] & (finite | ~np.array(overflow))
+        metrics.values |= _named(label, record, table, counted)
         record.rows = []
     metrics.nonfinite = first[1] if first else None
     return metrics
+
+
+def _named(label: str, record: Record, table: npt.NDArray[Any], counted: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """The means of the counted numbers, by their metrics' names."""
+    counts, sums = counted.sum(0), np.where(counted, table, 0.0).sum(0)
+    means = [float(total / n) if n else math.nan for total, n in zip(sums, counts, strict=True)]
+    terms = dict(zip(record.terms, means, strict=False))
+    norms = zip(record.groups, means[len(terms) :], strict=False)
+    values = {f"loss/{label}": sum(terms.values())} | {f"loss/{label}/{k}": v for k, v in terms.items()}
+    return values | {f"grad_norm/{label}/{g}": v for g, v in norms if not math.isnan(v)}

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 
 from dtrain import compose as configs
-from dtrain.build import build_algorithm, build_loaders, open_data
+from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
 from dtrain.config import Config, ConfigError, completed, run_dir, signature
-from dtrain.evaluate.checks import check as check_evaluation
-from dtrain.evaluate.evaluator import Interrupted
-from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text
+from dtrain.evaluate.evaluation import Evaluation
+from dtrain.evaluate.evaluator import Evaluator
+from dtrain.evaluate.preflight import check as check_evaluation
+from dtrain.faults import StopSignal
+from dtrain.files import LOST, append_line, held, read_json, replace_text
 from dtrain.trainer import Trainer
-from dtrain.world import RanksMissing, World, environment, start, stop
+from dtrain.world import RanksMissing, World, environment, leave, start
 
 LEAVING = 20.0  # seconds that another process in the folder gets to end: it may be saving
 # What a CPU must have one of, by the names of torch.cpu.get_capabilities(): x86, then Arm.
@@ -40,7 +42,7 @@ def run(config: Config, yaml: str) -> int:
     config.trainer.check_world(size)
     splits = open_data(config)
     check_evaluation(config.evaluate, splits[0])
-    algorithm = build_algorithm(config, splits[0].image_shape)
+    algorithm = build_algorithm(config, facts(splits[0]))
     folder = run_dir(config)
     images = {split.path.name: split.manifest["files"]["images.npy"]["sha256"] for split in splits}
     _check_folder(folder, config, images)
@@ -59,7 +61,10 @@ def run(config: Config, yaml: str) -> int:
         )
     try:
         train, test = build_loaders(config, algorithm, splits, world)
-        trainer = Trainer(config, algorithm, train, test, world, folder)
+        stop = StopSignal(world)
+        site = build_site(config, algorithm, train, world, folder, stop)
+        evaluation = Evaluation(algorithm, site, test, config.evaluate, config.run.root / "statistics")
+        trainer = Trainer(config, algorithm, site, stop, Evaluator(evaluation))
         with _held(folder, world):
             if world.main:
                 _open_folder(folder, yaml, images, world)
@@ -70,7 +75,7 @@ def run(config: Config, yaml: str) -> int:
         return LOST
     finally:
         if not world.broken:  # leaving a broken group can hang as long as the broken collective did
-            stop()
+            leave()
 
 
 def emulated(precision: str, device: torch.device) -> bool:
@@ -79,26 +84,6 @@ def emulated(precision: str, device: torch.device) -> bool:
     if device.type != "cpu" or needed is None:
         return False
     return not any(torch.cpu.get_capabilities().get(name) for name in needed)
-
-
-def evaluate_run(config: Config, folder: Path) -> int:
-    """Evaluates a run's newest checkpoint, or the best one of a run that has stopped early; returns the exit code.
-
-    Draws its pictures, and adds a line to its metrics.
-    """
-    splits = open_data(config)
-    check_evaluation(config.evaluate, splits[0])
-    algorithm = build_algorithm(config, splits[0].image_shape)
-    world = start(config.trainer.device, config.trainer.timeout)
-    try:
-        train, test = build_loaders(config, algorithm, splits, world)
-        best = config.trainer.patience is not None and _finished(folder)
-        Trainer(config, algorithm, train, test, world, folder).evaluate(best)
-        return 0
-    except Interrupted:
-        return STOPPED
-    finally:
-        stop()
 
 
 def _finished(folder: Path) -> bool:

@@ -1,96 +1,86 @@
-"""The loop: step, log, evaluate, save, stop on signal; everything mechanical that an algorithm need not know."""
+"""The loop: step, log, evaluate, save, stop on signal, stage after stage; all that an algorithm need not know."""
 
 from __future__ import annotations
 
-import math
 import resource
-import time
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
-from dtrain import state as states
+from dtrain import tensors
 from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys
-from dtrain.config import Config, ConfigError
-from dtrain.data.batch import Batch
-from dtrain.data.build import Loader
+from dtrain.config import Config, ConfigError, of_stage
 from dtrain.distributed import average_buffers, distribute
-from dtrain.evaluate import curves
-from dtrain.evaluate.evaluator import Evaluator, Interrupted
-from dtrain.faults import NonFinite, StopSignal, explain
+from dtrain.faults import Interrupted, NonFinite, StopSignal, explain
 from dtrain.files import STOPPED
+from dtrain.judge import Judge
 from dtrain.log import Log
-from dtrain.models.base import Algorithm
+from dtrain.meter import Meter
+from dtrain.models.base import Algorithm, Site, Stage
+from dtrain.stream import Stream
 from dtrain.update import Updater
-from dtrain.world import World
 
 
-class Stream:
-    """The training batches, counting images and the seconds spent waiting for them.
+class Evaluator(Protocol):
+    """What the trainer asks of an evaluation, on every rank."""
 
-    The first is fetched at once: what a loader does but once, such as compiling, is not a wait of the first step.
-    """
+    def measure(self) -> dict[str, float]:
+        """Held-out numbers by metric, the same on every rank. Interrupted if all ranks agree to stop."""
 
-    def __init__(self, loader: Loader, batch_size: int, images: int = 0) -> None:
-        self.images, self.waited, self._size = images, 0.0, batch_size
-        batches = loader.batches(images)
-        self._batches = chain([next(batches)], batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        begin = time.perf_counter()
-        batch = next(self._batches)
-        self.waited += time.perf_counter() - begin
-        self.images += self._size
-        return batch
+    def draw(self) -> None:
+        """Pictures into the run's images/."""
 
 
 class Trainer:
-    """Trains one algorithm in one run folder until max_steps, from its latest checkpoint if there is one."""
+    """Trains one algorithm in one run folder to the end of its stages, from its latest checkpoint if there is one.
+
+    step runs through the run and names checkpoints; images are those of the stage, which began at step `begun`.
+    """
 
     def __init__(
-        self, config: Config, algorithm: Algorithm, train: Loader, test: Loader, world: World, run: Path
+        self, config: Config, algorithm: Algorithm, site: Site, stop: StopSignal, evaluation: Evaluator
     ) -> None:
         settings = config.trainer
-        self.config, self.settings, self.world, self.run = config, settings, world, run
-        self.algorithm, self.train, self.test = algorithm, train, test
+        self.config, self.settings, self.algorithm, self.site = config, settings, algorithm, site
+        self.world, self.stop, self.evaluation = site.world, stop, evaluation
         distribute(
-            algorithm, world, strategy=settings.strategy, shard_size=settings.shard_size,
+            algorithm, self.world, strategy=settings.strategy, shard_size=settings.shard_size,
             sync_batchnorm=settings.sync_batchnorm, channels_last=settings.channels_last,
         )  # fmt: skip
-        images = settings.max_steps * settings.batch_size * algorithm.batches_per_step
-        self.updater = Updater(algorithm, config.optim, settings, world, images)
-        self.step = 0
-        self.saved: int | None = None
-        every = settings.evaluate_every
-        self.evaluate_every = -(-len(train) // settings.batch_size) if every == "epoch" else every
-        self.best: float | None = None  # of checkpoint.best's metric
-        self.worse = 0  # evaluations since then
-        self.evaluation_due = False  # a stop came before it had ended
+        self.updater = Updater(algorithm, config.optim, settings, self.world)
+        lengths = settings.lengths([stage.name for stage in algorithm.stages()])
+        self.stages = [(stage, lengths[stage.name]) for stage in algorithm.stages() if lengths[stage.name]]
+        self.log = Log(site.folder, sum(lengths.values()), self.world.main)
+        self.checkpoints = Checkpointer(site.folder / "checkpoints", settings.checkpoint, self.world, self._report)
+        self.meter = Meter()
         self.mishaps = 0  # skipped steps or rollbacks
-        self.checkpoints = Checkpointer(run / "checkpoints", settings.checkpoint, world, self._report)
-        self.stop = StopSignal(world)
-        cache = config.run.root / "statistics"
-        self.evaluator = Evaluator(train, test, world, config.evaluate, cache, stop=self.stop.agreed)
+        self.saved: int | None = None
+        self._set_stage(0, step=0, images=0)
+
+    def _set_stage(self, number: int, step: int, images: int) -> None:
+        self.number, self.begun, self.step, self.images = number, step, step, images
+        best, patience = self.settings.checkpoint.best, self.settings.patience
+        self.judge = Judge(of_stage(best, self.stage.name), of_stage(patience, self.stage.name))
+
+    @property
+    def stage(self) -> Stage:
+        """The stage under way."""
+        return self.stages[self.number][0]
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the last one."""
+        return self.number == len(self.stages) - 1
 
     def fit(self) -> int:
         """Runs to the end: 0 when finished, STOPPED when asked to stop. Evaluates and draws at the end."""
-        self.begin()
         try:
-            if self.evaluation_due:
-                value = self._judge()
-                self.saved = None  # its checkpoint is without the metric
-                self._save(value)
-            while self.step < self.settings.max_steps and not self._out_of_patience():
-                self.advance()
-                if self.stop.agreed():
-                    if self.step != self._window[1]:
-                        self._log_step()  # nothing is saved unseen
-                    raise Interrupted
+            self.begin()
+            self._train_stage()
+            while not self.final:
+                self._enter(self.number + 1)
+                self._train_stage()
             self._finish()
         except Interrupted:
             where = "from there" if self._save_surely() else "from the last checkpoint"
@@ -109,47 +99,102 @@ class Trainer:
         return 0
 
     def begin(self) -> None:
-        """Continues from the newest checkpoint, or from the first image."""
-        images = self._restore() or 0
-        self.log = Log(self.run, self.settings.max_steps, len(self.train), self.world.main, self.step)
+        """Continues from the newest checkpoint, or begins the first stage."""
+        if self.world.main:
+            self.checkpoints.tidy()
+        found = self._restore()
+        self.log.start(self.step)
         self.log.rewind(self.step)
         self.log.beat(self.step, state="running")
         if self.algorithm.summary():
             self.log.line(self.algorithm.summary())
-        self.stream = Stream(self.train, self.settings.batch_size, images)
-        self._window = (time.perf_counter(), self.step)
-        self.algorithm.train()
-        if self.settings.on_nonfinite == "rollback" and self.saved is None:
-            self._save()
+        if found:
+            self._open()
+            return
+        for group, run in self.algorithm.pretrained.items():
+            self._load_networks(run, group)
+        self._enter(0)
 
-    def evaluate(self, best: bool = False) -> None:
-        """Evaluates and draws the newest checkpoint, or the best one. ConfigError if there is none."""
-        self._restore(best)
-        if self.saved is None:
-            raise ConfigError(f"{self.run} has no checkpoint that verifies: there is nothing to evaluate yet")
-        self.log = Log(self.run, self.step, len(self.train), self.world.main, self.step)
-        self._evaluate(pictures=True)
-        self.log.line(f"pictures in {self.run / 'images'}")
-        self.log.close()
+    def _enter(self, number: int) -> None:
+        """Begins a stage: saves first, so that nothing goes back over the boundary, then makes its source."""
+        self._set_stage(number, self.step, images=0)
+        if self.step or self.algorithm.pretrained or self.settings.on_nonfinite == "rollback":
+            self._save()
+        if len(self.stages) > 1:
+            self.log.event(self.step, "stage", f"stage {self.stage.name}: {self.stages[number][1]} steps")
+        self._open()
+
+    def _open(self) -> None:
+        self.algorithm.eval()
+        with torch.no_grad():
+            self.stream = Stream(self.stage, self.site, self.images, self.meter)
+        self.algorithm.train()
+        self.meter.restart(self.step)
+
+    def _train_stage(self) -> None:
+        """Steps to the stage's length, or until its patience is over, when its best weights are its result."""
+        if self.judge.due:
+            value = self._judge()
+            self.saved = None  # its checkpoint is without the metric
+            self._save(value)
+        while self.step - self.begun < self.stages[self.number][1] and not self.judge.out_of_patience:
+            self.advance()
+            if self.stop.agreed():
+                if self.step != self.meter.step:
+                    self._log_step()  # nothing is saved unseen
+                raise Interrupted
+        self.stream.close()
+        if not self._save_surely():
+            raise CheckpointError(
+                f"the weights of step {self.step} could not be saved in {self.site.folder}: make room, then the same "
+                "command continues from the checkpoint before"
+            )
+        if self.judge.patience:
+            end = self.step
+            found = self._restore(best=True)
+            which = "the best one" if found else "the last one, since no best one verifies"
+            self.log.line(f"the weights are those of step {self.step}, {which}")
+            if not self.final:
+                self.step, self.saved = end, None
 
     def advance(self) -> None:
         """One step, and what is due after it."""
-        settings, step = self.settings, self.step + 1
-        last = step == settings.max_steps
+        settings, step, (stage, length) = self.settings, self.step + 1, self.stages[self.number]
+        last = step - self.begun == length
         save = last or step % settings.checkpoint.every == 0
-        evaluation = self.evaluate_every is not None and step % self.evaluate_every == 0
-        evaluation &= not last or settings.checkpoint.best is not None  # the end has one of its own
+        evaluation = self._evaluates(step - self.begun)
+        # The end of the run has an evaluation of its own.
+        evaluation &= not (last and self.final) or self.judge.metric is not None
         log = save or evaluation or step % settings.log_every == 0
         self._reseed()
-        self.updater.begin(self.step, self.stream.images, measure=log)
-        self.algorithm.step(self.stream, self.updater)
-        self.step = step
+        before, batch = self.stream.images, settings.batch_size * stage.batches_per_step
+        self.updater.begin(self.step, before, length * batch, measure=log)
+        stage.step(self.stream, self.updater)
+        self.stream.taken(before)
+        self.step, self.images = step, self.stream.images
         if log and not self._log_step():
             return  # rolled back
-        value = self._judge() if evaluation else None
-        if save or value is not None or self._out_of_patience():
-            self._save(value)
+        with self.meter.paused():
+            value = self._judge() if evaluation else None
+            if save or value is not None or self.judge.out_of_patience:
+                self._save(value)
         self.log.beat(self.step)
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due after so many steps of the stage."""
+        every = self.settings.evaluate_every
+        if every == "epoch":
+            every = -(-len(self.site.train) // (self.settings.batch_size * self.stage.batches_per_step))
+        return every is not None and step % every == 0
+
+    def evaluate(self, best: bool = False) -> None:
+        """Evaluates and draws the newest checkpoint, or the best one. ConfigError if there is none."""
+        if not self._restore(best):
+            raise ConfigError(f"{self.site.folder} has no checkpoint that verifies: there is nothing to evaluate yet")
+        self.log.start(self.step)
+        self._evaluate(pictures=True)
+        self.log.line(f"pictures in {self.site.folder / 'images'}")
+        self.log.close()
 
     def _reseed(self) -> None:
         """torch's generators, for networks that draw from them (dropout), so that no state need be saved."""
@@ -167,19 +212,17 @@ class Trainer:
             self._handle_nonfinite(metrics.nonfinite)
             return False
         values = metrics.values
-        now, (begin, first) = time.perf_counter(), self._window
-        count = self.step - first
-        seconds = (now - begin) / count
+        seconds, waited = self.meter.read(self.step)
         values |= {
-            "images": self.stream.images,
-            "images_per_s": self.settings.batch_size / seconds,
+            "images": self.images,
+            "epoch": self.images / len(self.site.train),
+            "images_per_s": self.settings.batch_size * self.stage.batches_per_step / seconds,
             "step_s": seconds,
-            "data_wait_s": self.stream.waited / count,
+            "data_wait_s": waited,
             "memory_mb": self._memory(),
         }
         loss = sum(v for k, v in values.items() if k.startswith("loss/") and k.count("/") == 1)
         self.log.train(self.step, values, loss)
-        self._window, self.stream.waited = (time.perf_counter(), self.step), 0.0
         return True
 
     def _memory(self) -> float:
@@ -188,11 +231,7 @@ class Trainer:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
     def _report(self, message: str) -> None:
-        """From the checkpointer, also before the log is open."""
-        if hasattr(self, "log"):
-            self.log.event(self.step, "checkpoint", message)
-        elif self.world.main:
-            print(message, flush=True)
+        self.log.event(self.step, "checkpoint", message)
 
     def _handle_nonfinite(self, message: str) -> None:
         """Raises NonFinite, or rolls back as configured. Every rank sees the same numbers, so all do the same."""
@@ -202,10 +241,14 @@ class Trainer:
         if self.mishaps > self.settings.nonfinite_limit:
             raise NonFinite(f"{message}; {self.settings.nonfinite_limit} rollbacks did not help")
         self.checkpoints.wait()
+        number = self.number
         self._restore()
+        if self.number != number:
+            raise NonFinite(f"{message}; no checkpoint of its stage verifies to roll back to")
         self.log.rewind(self.step)
-        self._window, self.stream.waited = (time.perf_counter(), self.step), 0.0
+        self.meter.restart(self.step)
         # The stream is not rewound: the images that led here are left out.
+        self.images = self.stream.images
         self.log.event(self.step, "rollback", f"{message}: rolled back to step {self.step}, later images go on")
 
     def _count_skipped(self, skipped: list[str]) -> None:
@@ -218,32 +261,23 @@ class Trainer:
             )
 
     def _judge(self) -> float | None:
-        """Evaluates; checkpoint.best's metric if it is better than ever before."""
-        self.evaluation_due = True
-        value = self._evaluate(pictures=False)
-        self.evaluation_due = False
-        if value is None or not value < (math.inf if self.best is None else self.best):  # NaN is not better
-            self.worse += 1
-            return None
-        self.best, self.worse = value, 0
-        return value
-
-    def _out_of_patience(self) -> bool:
-        return self.settings.patience is not None and self.worse >= self.settings.patience
+        """Evaluates; the judge's metric if it is better than ever before in this stage."""
+        self.judge.due = True
+        values = self._evaluate(pictures=False)
+        self.judge.due = False
+        return self.judge.judge(values)
 
     def _save(self, value: float | None = None) -> None:
-        """Saves this step once. value: checkpoint.best's metric, where this step's is the best."""
+        """Saves this step once. value: the judge's metric, where this step's is the best."""
         if self.saved == self.step:
             return
         self.saved = self.step
         if not self.settings.sync_batchnorm:
             average_buffers(self.algorithm, self.world)
         self.updater.unfreeze()
-        metric = self.settings.checkpoint.best
-        judged = {"metric": metric, "best": self.best, "worse": self.worse, "due": self.evaluation_due}
-        info = {"step": self.step, "images": self.stream.images, "value": value, "evaluation": judged}
-        info |= states.settings(self.updater)
-        self.checkpoints.save(states.training_state(self.algorithm, self.updater), info)
+        info = {"step": self.step, "stage": self.stage.name, "begun": self.begun, "images": self.images}
+        info |= {"value": value, "judged": self.judge.state(), **tensors.settings(self.updater)}
+        self.checkpoints.save(tensors.training_state(self.algorithm, self.updater), info)
 
     def _save_surely(self) -> bool:
         """Saves this step and waits for it, twice if need be; whether it is on disk."""
@@ -254,47 +288,51 @@ class Trainer:
             self.saved = None
         return False
 
-    def _restore(self, best: bool = False) -> int | None:
-        """Continues from the newest checkpoint that verifies, or the best one; returns its images seen, or None."""
+    def _restore(self, best: bool = False) -> bool:
+        """Continues from the newest checkpoint that verifies, or from the best of its stage; False without one."""
         found = self.checkpoints.latest(best)
         if found is None:
-            return None
+            return False
         path, info = found
-        states.restore_settings(self.updater, info, self.world.device)
-        states.allocate(self.algorithm, self.updater, stored_keys(path))
-        self.checkpoints.load(path, states.training_state(self.algorithm, self.updater))
+        self.updater.unfreeze()
+        tensors.restore_settings(self.updater, info, self.world.device)
+        tensors.allocate(self.algorithm, self.updater, stored_keys(path))
+        self.checkpoints.load(path, tensors.training_state(self.algorithm, self.updater))
+        names = [stage.name for stage, _ in self.stages]
+        if info["stage"] not in names:
+            raise ConfigError(f"{path} is of stage {info['stage']}, which trainer.max_steps gives no steps")
+        self._set_stage(names.index(info["stage"]), info["begun"], info["images"])
         self.step = self.saved = info["step"]
-        judged = info["evaluation"]
-        self.evaluation_due = judged["due"]
-        if judged.get("metric", self.settings.checkpoint.best) == self.settings.checkpoint.best:
-            self.best, self.worse = judged["best"], judged["worse"]
-        return info["images"]
+        self.judge.restore(info["judged"])
+        return True
 
-    def _evaluate(self, pictures: bool) -> float | None:
-        """Evaluates with the averaged weights; returns the metric that checkpoint.best names, if it names one."""
+    def _load_networks(self, run: Path, group: str) -> None:
+        """The networks of a group as another run ended with them."""
+        state = tensors.model_state(self.algorithm, [group])
+        trained = Checkpointer(run / "checkpoints", self.settings.checkpoint, self.world, self._report)
+        found = trained.latest(best=True) or trained.latest()
+        if found is None:
+            raise ConfigError(f"{run} has no checkpoint that verifies: group {group} cannot start from it")
+        trained.load(found[0], state, part=True)
+        self.log.line(f"group {group} starts from {found[0]}")
+
+    def _evaluate(self, pictures: bool) -> dict[str, float]:
+        """Evaluates with the averaged weights."""
         average_buffers(self.algorithm, self.world)
-        images = self.run / "images" if pictures else None
-        with self.updater.averaged():
-            values = self.evaluator(self.algorithm, images)
-        self.log.evaluation(self.step, values)
-        if images is not None and self.world.main:
-            steps_per_epoch = len(self.train) / self.settings.batch_size
-            curves.draw(self.run / "metrics.jsonl", steps_per_epoch, images / "curves.png")
-        best = self.settings.checkpoint.best
-        if best is not None and best not in values:
-            raise ConfigError(f"trainer.checkpoint.best={best}: the metrics are {', '.join(values)}")
-        return values[best] if best else None
+        training = self.algorithm.training
+        self.algorithm.eval()
+        try:
+            with self.updater.averaged(), torch.no_grad():
+                values = self.evaluation.measure()
+                self.log.evaluation(self.step, values, self.images / len(self.site.train))
+                if pictures:
+                    self.evaluation.draw()
+        finally:
+            self.algorithm.train(training)
+        return values
 
     def _finish(self) -> None:
-        if not self._save_surely():
-            raise CheckpointError(
-                f"the weights of step {self.step} could not be saved in {self.run}: make room, then the same command "
-                "continues from the checkpoint before"
-            )
-        if self.settings.patience:
-            found = self._restore(best=True) is not None
-            which = "the best one" if found else "the last one, since no best one verifies"
-            self.log.line(f"the weights are those of step {self.step}, {which}")
         self._evaluate(pictures=True)
         self.log.beat(self.step, state="finished", eta_s=0.0)
-        self.log.line(f"finished: pictures in {self.run / 'images'}, numbers in {self.run / 'metrics.jsonl'}")
+        folder = self.site.folder
+        self.log.line(f"finished: pictures in {folder / 'images'}, numbers in {folder / 'metrics.jsonl'}")

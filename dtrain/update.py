@@ -33,14 +33,7 @@ class Updater:
     not have.
     """
 
-    def __init__(
-        self,
-        algorithm: Algorithm,
-        optim: OptimConfig,
-        trainer: TrainerConfig,
-        world: World,
-        total_images: int,
-    ) -> None:
+    def __init__(self, algorithm: Algorithm, optim: OptimConfig, trainer: TrainerConfig, world: World) -> None:
         unknown = set(optim.groups) - set(algorithm.groups)
         if unknown:
             raise ConfigError(f"optim.groups.{min(unknown)}: this model's groups are {', '.join(algorithm.groups)}")
@@ -49,23 +42,22 @@ class Updater:
                 raise ConfigError(
                     f"trainer.on_nonfinite=skip needs adam or adamw, optim.groups.{name} has {optim.of(name).name}"
                 )
+        for norm in batch_norms(algorithm):  # those that no group owns are never moved
+            norm.track_running_stats = False
         self.groups = {
             name: Group(name, [algorithm.get_submodule(p) for p in paths], optim.of(name))
             for name, paths in algorithm.groups.items()
         }
         self.micro_batches, self.compile = trainer.micro_batches, trainer.compile
         self.algorithm_name = type(algorithm).__name__
-        self.double_backward = algorithm.double_backward
-        self.device, self.total_images = world.device, total_images
+        self.device = world.device
         self.scaled = trainer.precision == "fp16"
         self.autocast = AUTOCAST.get(trainer.precision)
-        self.step, self.images, self.measure = 0, 0, True  # done and seen by the whole job before this step
+        self.step, self.images, self.total_images, self.measure = 0, 0, 0, True
         self.calls = 0
         self.skip = trainer.on_nonfinite == "skip" and not self.scaled
         self.records: dict[str, Record] = {}
         self.scalers: dict[str, torch.amp.GradScaler] = {}
-        for norm in batch_norms(algorithm):  # those that no group owns are never moved
-            norm.track_running_stats = False
         self._active: tuple[str, ...] = tuple(self.groups)
         self._tracking: tuple[str, ...] = ()
         self._compiled: dict[Any, Callable[..., Any]] = {}
@@ -79,20 +71,22 @@ class Updater:
         scaler = self.scalers.get(label)
         statistics = [b for g in active for b in g.statistics()] if self.skip else []
         before = [b.clone() for b in statistics]
-        terms = self._backward(active, scaler, self._callable(names, loss_fn), batch)
-        # A whole gradient is read where something depends on it: the log, a clip, a skip.
-        measured = self.measure or self.skip or any(g.settings.clip_norm is not None for g in active)
-        norms = self._norms(active, scaler, measured)
+        terms, values = self._backward(active, scaler, self._callable(loss_fn), batch)
+        # A norm is measured where something depends on it: the log, a clip, a skip.
+        if self.measure or self.skip or any(g.settings.clip_norm is not None for g in active):
+            norms = torch.stack(self._norms(active, scaler))
+            values = torch.cat([values, norms.to(values.dtype)])
         skip = None
         if self.skip:  # gradients are averaged over ranks, so every rank finds the same
-            skip = 1.0 - torch.stack(norms).sum().isfinite().float()
+            skip = 1.0 - norms.sum().isfinite().float()
             for buffer, old in zip(statistics, before, strict=True):
                 buffer.copy_(torch.where(skip > 0, old, buffer))
+            values = torch.cat([values, skip.to(values.dtype)[None]])
         self._step(active, scaler, skip)
         if label not in self.records:
-            self.records[label] = Record(list(terms), list(names))
+            self.records[label] = Record(terms, list(names))
         self.calls += 1
-        self.records[label].add(Row(self.step, self.calls, measured, [*terms.values(), *norms], skip))
+        self.records[label].rows.append(Row(self.step, self.calls, values))
 
     @torch.no_grad()
     def value(self, fn: Callable[..., T], *batch: Any) -> T:
@@ -101,14 +95,14 @@ class Updater:
         Never micro-batched.
         """
         self._track(())
-        return self._evaluate(self._callable((), fn), batch)
+        return self._evaluate(self._callable(fn), batch)
 
-    def begin(self, step: int, images: int, measure: bool = True) -> None:
-        """Before a step: how many steps were done and images seen, which the lr is a function of.
+    def begin(self, step: int, images: int, total_images: int, measure: bool = True) -> None:
+        """Before a step: how many steps were done, and images seen of how many in all, for the lr.
 
-        measure: record the gradient norms of this step; otherwise only whether the gradients are finite.
+        measure: record the gradient norms of this step.
         """
-        self.step, self.images, self.measure = step, images, measure
+        self.step, self.images, self.total_images, self.measure = step, images, total_images, measure
 
     def activate(self, names: tuple[str, ...]) -> list[Group]:
         """Leaves requires_grad, and moving running statistics, only to the named groups."""
@@ -130,8 +124,8 @@ class Updater:
         """All groups trainable: what reading or writing the optimizers' state needs."""
         self.activate(tuple(self.groups))
 
-    def _callable(self, names: tuple[str, ...], fn: Callable[..., T]) -> Callable[..., T]:
-        if not self.compile or self.double_backward.intersection(names):
+    def _callable(self, fn: Callable[..., T]) -> Callable[..., T]:
+        if not self.compile:
             return fn
         if fn not in self._compiled:
             self._compiled[fn] = torch.compile(fn)
@@ -141,13 +135,13 @@ class Updater:
         self,
         active: list[Group],
         scaler: torch.amp.GradScaler | None,
-        loss_fn: LossFunction,
+        loss_fn: Callable[..., Terms],
         batch: tuple[Any, ...],
-    ) -> Terms:
-        """Accumulates the gradients of the mean over micro-batches; returns the mean terms."""
+    ) -> tuple[list[str], Tensor]:
+        """Accumulates the gradients of the mean over micro-batches; returns the terms' names and their means."""
         n = self.micro_batches
         parts = list(zip(*(b.chunk(n) for b in batch), strict=True)) if n > 1 else [batch]
-        total: Terms = {}
+        total: Tensor | None = None
         for i, part in enumerate(parts):
             if n > 1:
                 for group in active:
@@ -155,15 +149,16 @@ class Updater:
                         set_gradient_sync(net, i == n - 1)
             try:
                 terms = self._evaluate(loss_fn, part)
-                loss = torch.stack(list(terms.values())).sum()
-                loss = loss if n == 1 else loss / n
+                values = torch.stack(list(terms.values()))
+                loss = values.sum() if n == 1 else values.sum() / n
                 (loss if scaler is None else scaler.scale(loss)).backward()
             except RuntimeError as e:
                 self._explain_double_backward(e, active)
                 raise
-            part_terms = {k: t.detach() if n == 1 else t.detach() / n for k, t in terms.items()}
-            total = {k: total[k] + t for k, t in part_terms.items()} if total else part_terms
-        return total
+            values = values.detach() if n == 1 else values.detach() / n
+            total = values if total is None else total + values
+        assert total is not None
+        return list(terms), total
 
     def _evaluate(self, fn: Callable[..., T], part: tuple[Any, ...]) -> T:
         if self.autocast is None:
@@ -176,22 +171,20 @@ class Updater:
         if DOUBLE_BACKWARD.search(str(error)):
             names = ", ".join(group.name for group in active)
             raise ConfigError(
-                f"a loss of {names} differentiates a gradient, which sharded, compiled or batch-synchronised "
-                f"networks cannot: add its groups to {self.algorithm_name}.double_backward, to keep them "
-                "replicated and eager"
+                f"a loss of {names} differentiates a gradient, which sharded or batch-synchronised networks cannot: "
+                f"take it by torch.func.grad, and add the groups to {self.algorithm_name}.replicated"
             ) from error
 
     @staticmethod
-    def _norms(active: list[Group], scaler: torch.amp.GradScaler | None, measured: bool) -> list[Tensor]:
+    def _norms(active: list[Group], scaler: torch.amp.GradScaler | None) -> list[Tensor]:
         if scaler is not None:
             for group in active:
                 scaler.unscale_(group.optimizer)
-        return [group.gradient_norm() if measured else group.gradient_probe() for group in active]
+        return [group.gradient_norm() for group in active]
 
     def _step(self, active: list[Group], scaler: torch.amp.GradScaler | None, skip: Tensor | None) -> None:
         for group in active:
-            for settings in group.optimizer.param_groups:
-                settings["lr"] = learning_rate(group.settings, self.images, self.total_images)
+            group.lr.fill_(learning_rate(group.settings, self.images, self.total_images))
             if scaler is not None:
                 scaler.step(group.optimizer)
             else:
@@ -218,5 +211,5 @@ class Updater:
     def read(self, world: World) -> Metrics:
         """What was recorded since the last read, the same on every rank. Waits for the device."""
         metrics = read(self.records, world, overflow=self.scaled)
-        metrics.values |= {f"lr/{name}": float(g.optimizer.param_groups[0]["lr"]) for name, g in self.groups.items()}
+        metrics.values |= {f"lr/{name}": float(g.lr) for name, g in self.groups.items()}
         return metrics

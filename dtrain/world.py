@@ -119,7 +119,7 @@ def start(device: str = "auto", timeout: float = 600.0) -> World:
     return World(rank, size, local_rank, place, timeout, control, saving, store)
 
 
-def stop() -> None:
+def leave() -> None:
     """Leaves the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

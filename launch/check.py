@@ -18,7 +18,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from dtrain.compose import read
-from dtrain.config import Config, ConfigError
+from dtrain.config import Config, ConfigError, paths
 from dtrain.files import replace_text
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -72,15 +72,15 @@ class Checker:
 def _build_error(content: dict[str, object]) -> str | None:
     import torch
 
-    from dtrain.build import build_algorithm, open_data
-    from dtrain.evaluate.checks import check
+    from dtrain.build import build_algorithm, facts, open_data
+    from dtrain.evaluate.preflight import check
 
     try:
         config = read(OmegaConf.create(content))
         train, _ = open_data(config)
         check(config.evaluate, train)
         with torch.device("meta"):  # shapes without memory
-            build_algorithm(config, train.image_shape)
+            build_algorithm(config, facts(train))
     except ConfigError as e:
         return str(e)
     return None
@@ -90,7 +90,7 @@ def _key(config: Config) -> str:
     """A digest of all that the answer depends on, but for the code."""
     data = config.data
     files = [data.path / split / "manifest.json" for split in (data.train, data.test)]
-    files += [f for f in (config.evaluate.inception_weights, config.evaluate.digit_classifier) if f]
+    files += paths(config.evaluate).values()
     content = config.model_dump_json(exclude={"seed", "run", "loader"})
     parts = [content, *(str(f.stat().st_mtime_ns) if f.exists() else "missing" for f in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """python launch/collect.py SWEEP: a sweep's results as results.csv, results.md and heatmap.png, best point first.
 
-Works while the sweep still runs, and says which points are missing. Smaller is better.
+Works while the sweep still runs, and says which points are missing. dtrain/metrics.py knows which way each metric is
+better.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Pyt
 
 from dtrain.config import ConfigError
 from dtrain.files import read_lines
+from dtrain.metrics import larger_is_better, order
 from launch.heatmap import draw
-from launch.state import State, states
+from launch.standing import State, states
 from launch.store import SweepFolder
 from launch.table import number
 
-_NOT_METRICS = ("kind", "step", "time")
+_NOT_METRICS = ("kind", "step", "time", "epoch")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class Setting:
     """The points that differ by their seed only. mean and std (of the sample; 0 for one) of the objective."""
 
     values: dict[str, Any]
@@ -49,7 +51,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("sweep", help="a sweep's id")
     parser.add_argument("--dir", type=Path, default=Path("sweeps"), help="folder of the sweeps (default: sweeps)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: the sweep's own)")
-    parser.add_argument("--objective", default="objective", help="metric to minimise (default: objective, Eq. 14)")
+    parser.add_argument("--objective", default="objective", help="metric to judge by (default: objective, Eq. 14)")
     parser.add_argument("--heat", nargs=2, metavar="KEY", help="rows and columns of the heat map, of the swept keys")
     args = parser.parse_args(argv)
     try:
@@ -96,8 +98,9 @@ def read_rows(sweep: SweepFolder) -> list[Row]:
     return rows
 
 
-def grouped(rows: list[Row], objective: str) -> list[Group]:
-    """Finished points, seeds together, best (smallest mean) first. Raises ConfigError for an unknown objective."""
+def grouped(rows: list[Row], objective: str) -> list[Setting]:
+    """Finished points, seeds together, best mean first. Raises ConfigError for an unknown objective."""
+    larger_is_better(objective)
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         if row.metrics and objective not in row.metrics:
@@ -108,12 +111,11 @@ def grouped(rows: list[Row], objective: str) -> list[Group]:
     for same in groups.values():
         values = [r.metrics[objective] for r in same]
         std = statistics.stdev(values) if len(values) > 1 else 0.0
-        found.append(Group(_without_seed(same[0]), same, statistics.fmean(values), std))
-    # A diverged run's NaN compares with nothing: it goes last.
-    return sorted(found, key=lambda g: (g.mean != g.mean, g.mean))
+        found.append(Setting(_without_seed(same[0]), same, statistics.fmean(values), std))
+    return sorted(found, key=lambda s: order(objective, s.mean))
 
 
-def markdown(groups: list[Group], rows: list[Row], objective: str) -> str:
+def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
     """The table, the best point, and the points that are missing."""
     lines = []
     if groups:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dtrain.metrics import larger_is_better
 from launch.table import number
 
 Scores = dict[tuple[tuple[str, Any], ...], float]
@@ -20,14 +21,15 @@ def draw(path: Path, scores: Scores, axes: dict[str, list[Any]], objective: str)
     """
     from matplotlib.figure import Figure
 
-    grid = cells(scores, axes)
+    grid = cells(scores, axes, objective)
     (row_key, rows), (column_key, columns) = axes.items()
     size = (2.5 + 0.95 * len(columns), 1.8 + 0.6 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
     plot = figure.add_subplot()
     finite = np.isfinite(grid)
     ranks = np.full(grid.shape, np.nan)
-    ranks[finite] = np.searchsorted(np.unique(grid[finite]), grid[finite])
+    sign = -1.0 if larger_is_better(objective) else 1.0  # of sign * grid, the smallest is the best
+    ranks[finite] = np.searchsorted(np.unique(sign * grid[finite]), sign * grid[finite])
     plot.imshow(ranks, cmap="viridis_r", aspect="auto")
     for (i, j), value in np.ndenumerate(grid):
         dark = finite[i, j] and ranks[i, j] > np.nanmax(ranks) / 2
@@ -35,25 +37,27 @@ def draw(path: Path, scores: Scores, axes: dict[str, list[Any]], objective: str)
         if not finite[i, j]:
             plot.fill_between([j - 0.5, j + 0.5], i - 0.5, i + 0.5, hatch="///", facecolor="none", edgecolor="0.7")
     if finite.any():
-        best = np.unravel_index(np.nanargmin(np.where(finite, grid, np.nan)), grid.shape)
+        best = np.unravel_index(np.nanargmin(ranks), grid.shape)
         plot.add_patch(_frame(int(best[1]), int(best[0])))
     plot.set_xticks(range(len(columns)), [number(v) for v in columns])
     plot.set_yticks(range(len(rows)), [number(v) for v in rows])
     plot.set_xlabel(column_key)
     plot.set_ylabel(row_key)
     more = "" if len(next(iter(scores))) == 2 else ", best over the other keys"
-    plot.set_title(f"{objective} (smaller is better{more}; best framed)", fontsize="medium")
+    which = "larger" if sign < 0 else "smaller"
+    plot.set_title(f"{objective} ({which} is better{more}; best framed)", fontsize="medium")
     figure.savefig(path, dpi=150)
 
 
-def cells(scores: Scores, axes: dict[str, list[Any]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """[rows, columns]: the smallest objective of each cell; NaN where there is none."""
+def cells(scores: Scores, axes: dict[str, list[Any]], objective: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """[rows, columns]: the best objective of each cell; NaN where there is none."""
+    best = np.fmax if larger_is_better(objective) else np.fmin
     (row_key, rows), (column_key, columns) = axes.items()
     grid = np.full((len(rows), len(columns)), np.nan)
     for values, score in scores.items():
         point = dict(values)
         i, j = rows.index(point[row_key]), columns.index(point[column_key])
-        grid[i, j] = np.fmin(grid[i, j], score)
+        grid[i, j] = best(grid[i, j], score)
     return grid
 
 

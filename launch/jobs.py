@@ -18,7 +18,7 @@ from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import local, slurm, table
 from launch.settings import launcher_from, overridden
-from launch.state import ACTIVE, Owner, State, states
+from launch.standing import ACTIVE, Owner, State, states
 from launch.store import SweepFolder
 from launch.submit import submit, to_submit, where
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dtrain.compose import compose, compose_with_choices, typed
-from dtrain.config import CONFIGS, Config, ConfigError, run_dir, signature
+from dtrain.config import CONFIGS, Config, ConfigError, paths, run_dir, signature
 from launch.check import Checker
 
 _SHOWN = 5  # wrong points named in an error
@@ -171,10 +171,8 @@ def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
             f"run.name={config.run.name!r}: is part of a folder's name; it may not hold / or control codes"
         )
     # Whatever folder a later command, or the job, is started in.
-    cfg.run.root, cfg.data.path = str(config.run.root.absolute()), str(config.data.path.absolute())
-    cfg.evaluate.digit_classifier = str(config.evaluate.digit_classifier.absolute())
-    if config.evaluate.inception_weights:
-        cfg.evaluate.inception_weights = str(config.evaluate.inception_weights.absolute())
+    for key, path in paths(config).items():
+        OmegaConf.update(cfg, key, str(path.absolute()))
     config = typed(cfg)
     chosen = dict(o.partition("=")[::2] for o in line)
     values = {}

@@ -12,7 +12,7 @@ from dtrain.config import Config, ConfigError
 from dtrain.files import read_json, write_json
 from launch import local, slurm
 from launch.settings import Launcher
-from launch.state import ACTIVE, State
+from launch.standing import ACTIVE, State
 from launch.store import Submission, SweepFolder, snapshot
 
 
@@ -76,7 +76,7 @@ def estimate(todo: list[State], configs: dict[int, Config], launcher: Launcher, 
     """From sweep.pilot, or the median speed of runs of the same model on the same data."""
     unit, count = ("GPU", launcher.gpus) if launcher.gpus else ("process", launcher.ranks)
     images = sum(
-        (config.trainer.max_steps - state.status.get("step", 0)) * config.trainer.batch_size
+        (config.trainer.total_steps - state.status.get("step", 0)) * config.trainer.batch_size
         for state in todo
         if (config := configs[state.entry.index])
     )

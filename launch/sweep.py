@@ -22,7 +22,7 @@ from dtrain.files import locked
 from launch import table
 from launch.points import Point, make_points
 from launch.settings import Settings, read_settings, sweeps_folder
-from launch.state import State, states
+from launch.standing import State, states
 from launch.store import Entry, SweepFolder, open_sweep, sweep_id
 from launch.submit import estimate, submit, to_submit, where
 

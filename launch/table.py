@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launch.state import ACTIVE, State, states
+from launch.standing import ACTIVE, State, states
 from launch.store import SweepFolder
 
 _COLOURS = {"finished": "green", "running": "cyan", "pending": "dim", "failed": "red", "lost": "red"}

@@ -6,15 +6,15 @@ trained by two updates with one optimizer state; stage II sees detached codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtrain.data.batch import Batch
-from dtrain.models.base import Algorithm, Terms, Update
-from dtrain.noise import Noise
+from dtrain.models.base import Algorithm, DataFacts, Prior, Terms, Update
 
 
 class Critic(nn.Module):
@@ -35,10 +35,10 @@ def mlp(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Adversary(Algorithm):
-    def __init__(self, image_shape: tuple[int, int, int], *, code: int = 4, inner: int = 2) -> None:
+    def __init__(self, data: DataFacts, *, code: int = 4, inner: int = 2) -> None:
         super().__init__()
-        pixels = image_shape[0] * image_shape[1] * image_shape[2]
-        self.inner, self.code, self.shape = inner, code, image_shape
+        pixels = math.prod(data.image_shape)
+        self.inner, self.code, self.shape = inner, code, data.image_shape
         self.encoder, self.decoder = mlp(pixels, code), mlp(code, pixels)
         self.image_critic, self.code_critic = Critic(pixels), Critic(code)
         self.groups = {
@@ -77,13 +77,13 @@ class Adversary(Algorithm):
     def code_loss(self, batch: Batch) -> Terms:
         with torch.no_grad():
             codes = self.encode(batch.x)
-        prior = batch.noise.normal("prior", self.code).to(codes.dtype)
+        prior = batch.noise.normal("prior", self.code)
         return {
             "critic": F.softplus(-self.code_critic(prior)[0]).mean() + F.softplus(self.code_critic(codes)[0]).mean()
         }
 
     def prior_loss(self, batch: Batch) -> Terms:
-        z = batch.noise.normal("generate", self.code).to(batch.x.dtype)
+        z = batch.noise.normal("generate", self.code)
         return {"fool": F.softplus(-self.image_critic(self.decode(z))[0]).mean()}
 
     def validate(self, batch: Batch) -> Terms:
@@ -95,5 +95,5 @@ class Adversary(Algorithm):
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         return self.decoder(z).sigmoid().view(-1, *self.shape)
 
-    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
-        return {"": lambda noise: noise.normal("sample", self.code)}
+    def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
+        return {"normal": lambda noise: noise.normal("sample", self.code)}

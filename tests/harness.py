@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,35 +15,27 @@ from torch import Tensor
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm
-from dtrain.config import Config
+from dtrain.config import Config, EvaluateConfig
 from dtrain.data.batch import Batch
 from dtrain.data.order import Order, positions
 from dtrain.distributed import distribute
-from dtrain.models.base import Algorithm
+from dtrain.evaluate.evaluation import Evaluation
+from dtrain.models.base import Algorithm, DataFacts, Site
 from dtrain.noise import Noise
-from dtrain.state import model_state
+from dtrain.tensors import model_state
 from dtrain.update import Updater
 from dtrain.world import World, start
 
 SHAPE = (1, 6, 6)
-STACKED = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]")
-SWAE = ("model=swae", "model.code=3", "model.latent=3", "model.width=4", "model.hidden=8")
-WAE = ("model=wae", "model.code=3", "model.width=4")
-MODELS: dict[str, tuple[str, ...]] = {"stackedwae": STACKED, "adversary": (), "swae": SWAE, "wae": WAE}
+LEVELS = "model.levels=[{latent:6,hidden:32},{latent:4,hidden:16},{latent:2,hidden:8}]"
+STACKED = (LEVELS, f"data.image_shape={list(SHAPE)}")
+ON_24 = "data.image_shape=[1,24,24]"
+SWAE = ("model=swae", ON_24, "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.hidden=8")
+WAE = ("model=wae", ON_24, "model.code_dim=3", "model.width=4")
+MODELS: dict[str, tuple[str, ...]] = {"stackedwae": STACKED, "adversary": STACKED, "swae": SWAE, "wae": WAE}
 
 
 COUNT = 96
-
-
-def image_shape(config: Config) -> tuple[int, int, int]:
-    """Of the images that a model is trained on here: tiny, or as its table of levels wants them."""
-    if config.model["_target_"].endswith(("swae.SWAE", "wae.WAE")):
-        return (1, 24, 24)
-    if "table" not in config.model:
-        return SHAPE
-    first = config.model["table"][0]
-    side = first["latent"][1] * (2 if first["resample"] else 1)
-    return (3, side, side)
 
 
 @functools.cache
@@ -64,32 +58,39 @@ class Session:
     def __init__(self, config: Config, world: World, double: bool = True, images: int = 0) -> None:
         trainer = config.trainer
         self.config, self.world, self.double = config, world, double
-        self.algorithm: Algorithm = build_algorithm(config, image_shape(config))
+        self.algorithm: Algorithm = build_algorithm(config, DataFacts(config.data.image_shape))
         if double:
             self.algorithm.double()
         distribute(
             self.algorithm, world, strategy=trainer.strategy, shard_size=trainer.shard_size,
             sync_batchnorm=trainer.sync_batchnorm,
         )  # fmt: skip
-        self.updater = Updater(self.algorithm, config.optim, trainer, world, trainer.max_steps * trainer.batch_size)
+        self.updater = Updater(self.algorithm, config.optim, trainer, world)
         self.images = images
         self.stream = self.batches()
         self.algorithm.train()
 
     def batches(self) -> Iterator[Batch]:
         """Random images in memory, in the order that every loader follows."""
-        order, start, rows = Order(COUNT, self.config.seed), self.images, images(image_shape(self.config))
+        order, start, rows = Order(COUNT, self.config.seed), self.images, images(self.config.data.image_shape)
         while True:
             at = positions(start, self.config.trainer.batch_size, self.world.rank, self.world.size)
             x = torch.from_numpy(rows[order.indices(at)])
-            yield Batch(x if self.double else x.float(), Noise(self.config.seed, torch.from_numpy(at)))
+            yield self.batch(x, Noise(self.config.seed, torch.from_numpy(at)))
             start += self.config.trainer.batch_size
+
+    def batch(self, x: Tensor, noise: Noise) -> Batch:
+        """Of the session's precision."""
+        dtype = torch.float64 if self.double else torch.float32
+        return Batch(x.to(dtype), replace(noise, dtype=dtype))
 
     def steps(self, count: int) -> dict[str, float]:
         """Trains; returns the metrics of the last step."""
         for _ in range(count):
             self.updater.read(self.world)
-            self.updater.begin(self.images // self.config.trainer.batch_size, self.images)
+            batch = self.config.trainer.batch_size
+            total = self.config.trainer.total_steps * batch
+            self.updater.begin(self.images // batch, self.images, total)
             self.algorithm.step(self.stream, self.updater)
             self.images += self.config.trainer.batch_size
         return self.updater.read(self.world).values
@@ -99,9 +100,9 @@ class Session:
 
         Training losses see neither: batch norm trains by the batch's own statistics.
         """
-        rows = np.random.default_rng(1).random((16, *image_shape(self.config)))
+        rows = np.random.default_rng(1).random((16, *self.config.data.image_shape))
         x = torch.from_numpy(rows)
-        batch = Batch(x if self.double else x.float(), Noise.of(16, seed=1))
+        batch = self.batch(x, Noise.of(16, seed=1))
         self.algorithm.eval()
         with torch.no_grad():
             values = {f"heldout/{k}": float(v) for k, v in self.algorithm.validate(batch).items()}
@@ -137,6 +138,14 @@ class Watched:
 
     def _moved(self, before: dict[str, Tensor]) -> set[str]:
         return {k for k, v in self._state().items() if not torch.equal(v, before[k])}
+
+
+def evaluation_of(
+    algorithm: Algorithm, train: Any, heldout: Any, world: World, settings: EvaluateConfig, cache: Path = Path()
+) -> Evaluation:
+    """An evaluation outside a run."""
+    site = Site(cache, train, 0, 8, world, lambda: None, lambda *groups: "")
+    return Evaluation(algorithm, site, heldout, settings, cache)
 
 
 def whole(tensor: Any) -> Tensor:

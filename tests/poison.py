@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from dtrain.data.batch import Batch
-from dtrain.models.base import Terms
+from dtrain.models.base import DataFacts, Terms
 from tests.adversary import Adversary
 
 
@@ -19,13 +19,13 @@ class Poisoned(Adversary):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        data: DataFacts,
         *,
         nan_at: Sequence[int] = (),
         nan_gradient_at: Sequence[int] = (),
         hang_at: Sequence[int] = (),
     ) -> None:
-        super().__init__(image_shape)
+        super().__init__(data)
         self.nan_at, self.hang_at = torch.tensor(list(nan_at)), torch.tensor(list(hang_at))
         self.nan_gradient_at = torch.tensor(list(nan_gradient_at))
 

@@ -19,11 +19,12 @@ from data_prep.writer import write_split
 from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.checkpoint import steps
+from dtrain.models.base import DataFacts
 from dtrain.run import run
-from dtrain.state import model_state
+from dtrain.tensors import model_state
+from tests.harness import LEVELS, SHAPE
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPE = (1, 6, 6)
 
 
 def write_shards(folder: Path, seed: int = 0) -> None:
@@ -36,7 +37,7 @@ def write_shards(folder: Path, seed: int = 0) -> None:
 def freeze(run_dir: Path, shards: Path, *overrides: str, model: dict[str, Any] | None = None) -> Path:
     """A configuration file of a tiny run, beside its folder. Batch 16, log every 5 steps, save every 10."""
     cfg = configs.compose([
-        "model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]", f"data.path={shards}", f"run.dir={run_dir}",
+        LEVELS, f"data.image_shape={list(SHAPE)}", f"data.path={shards}", f"run.dir={run_dir}",
         "trainer.batch_size=16", "trainer.max_steps=40", "trainer.log_every=5", "trainer.checkpoint.every=10",
         "trainer.timeout=60", "evaluate.samples=4", "evaluate.rows=4", "evaluate.grid=3", "evaluate.points=20",
         *overrides,
@@ -86,6 +87,6 @@ def status(run_dir: Path) -> dict[str, Any]:
 def final_weights(run_dir: Path) -> dict[str, Tensor]:
     """The weights of the newest checkpoint."""
     config = configs.read(configs.load(run_dir.with_suffix(".yaml")))
-    state = model_state(build_algorithm(config, SHAPE))
+    state = model_state(build_algorithm(config, DataFacts(SHAPE)))
     dcp.load(state, checkpoint_id=steps(run_dir / "checkpoints")[-1], no_dist=True)
     return state

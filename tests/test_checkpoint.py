@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dtrain.checkpoint import COMMITTED, Checkpointer, CheckpointError, steps, stored_keys, verify
 from dtrain.config import CheckpointConfig
-from dtrain.state import allocate, restore_settings, settings, training_state
+from dtrain.tensors import allocate, restore_settings, settings, training_state
 from dtrain.world import start
 from tests.harness import Session, difference, make_config
 from tests.processes import launch
@@ -39,10 +39,15 @@ def save(session: Session, folder: Path, step: int, **changes: Any) -> list[str]
     folder.mkdir(parents=True, exist_ok=True)
     checkpointer = Checkpointer(folder, keeping(**changes), session.world, said.append)
     session.updater.unfreeze()
-    info = {"step": step, "images": session.images, "value": None, **settings(session.updater)}
+    info = {"step": step, "images": session.images, **judged(None), **settings(session.updater)}
     checkpointer.save(training_state(session.algorithm, session.updater), info)
     checkpointer.wait()
     return said
+
+
+def judged(value: float | None, stage: str = "train", metric: str = "objective") -> dict[str, Any]:
+    """What an evaluation at the time of the save adds."""
+    return {"value": value, "stage": stage, "judged": {"metric": metric}}
 
 
 def load(session: Session, folder: Path) -> list[str]:
@@ -169,6 +174,17 @@ def test_every_bit_of_the_seal_counts(two_checkpoints: Any) -> None:
             verify(seal.parent)
 
 
+def test_what_a_kill_in_the_middle_of_a_replacement_leaves_is_put_in_order(two_checkpoints: Any) -> None:
+    session, folder, weights = two_checkpoints
+    newest = steps(folder)[-1]
+    newest.rename(newest.with_suffix(".replaced"))  # killed before the new one had its name
+    shutil.copytree(newest.with_suffix(".replaced"), newest.with_suffix(".incomplete"))
+    Checkpointer(folder, keeping(), session.world, print).tidy()
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000001", "step-00000002"]
+    assert load(session, folder) == []
+    assert difference(session.weights(), weights[1]) == 0
+
+
 def test_an_unpublished_checkpoint_does_not_count(two_checkpoints: Any) -> None:
     session, folder, weights = two_checkpoints
     newest = steps(folder)[-1]
@@ -180,11 +196,17 @@ def test_an_unpublished_checkpoint_does_not_count(two_checkpoints: Any) -> None:
 def test_last_best_and_milestones_are_kept(tmp_path: Path) -> None:
     session = Session(make_config("adversary"), start("cpu"))
     checkpointer = Checkpointer(tmp_path, keeping(keep=1, milestones=4, best="objective"), session.world, print)
-    for step, value in enumerate([3.0, 1.0, 2.0, None, 5.0, 4.0], start=1):
-        checkpointer.save(training_state(session.algorithm, session.updater), {"step": step, "value": value})
+    for step, value in enumerate([3.0, 1.0, None, None, None, None], start=1):
+        checkpointer.save(training_state(session.algorithm, session.updater), {"step": step, **judged(value)})
         checkpointer.wait()
     assert [int(p.name[5:]) for p in steps(tmp_path)] == [2, 4, 6]
-    assert checkpointer.best() == {"metric": "objective", "step": 2, "value": 1.0}
+    found = checkpointer.latest(best=True)
+    assert found is not None and (found[1]["step"], found[1]["value"]) == (2, 1.0)
+    later = {"step": 7, **judged(None, stage="second")}
+    checkpointer.save(training_state(session.algorithm, session.updater), later)
+    checkpointer.wait()
+    assert checkpointer.latest(best=True) is None, "another stage's best is not this one's"
+    assert [int(p.name[5:]) for p in steps(tmp_path)] == [4, 7]
 
 
 def test_a_checkpoint_of_another_model_is_refused(two_checkpoints: Any) -> None:

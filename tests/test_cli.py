@@ -14,10 +14,10 @@ from dtrain import compose as configs
 from dtrain.checkpoint import steps
 from dtrain.config import run_dir
 from dtrain.run import emulated
-from tests.harness import difference
+from tests.harness import LEVELS, SHAPE, difference
 from tests.runs import call, execute, final_weights, freeze, metrics, status
 
-TINY = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]", "trainer.batch_size=16")
+TINY = (LEVELS, f"data.image_shape={list(SHAPE)}", "trainer.batch_size=16")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,11 @@ TINY = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]", "trainer.batch_si
         ("model.lambda_rec=-1", ["model.lambda_rec=-1", "greater than or equal to 0"]),
         ("model.lambda_rce=1", ["'lambda_rce'", "did you mean 'lambda_rec'"]),
         ("model=nope", ["model/nope", "stackedwae"]),
-        ("model.hidden=[8]", ["model.hidden has 1", "model.latent_dims has 5"]),
+        ("model.levels.1.hiden=8", ["model.levels.1.hiden=8", "unknown key", "hidden"]),
+        ("model.levels.9.hidden=8", ["model.levels", "0 to 4"]),
+        ("model.levels=[{hidden: 8, latent: 2, units: 3}]", ["model.levels.0.units=3", "allowed: hidden, latent"]),
+        ("model.levels=[{kernel: 3, latent: [2, 3, 3]}]", ["model.levels.0.filters: is not set"]),
+        ("trainer.max_steps=0", ["trainer.max_steps=0", "greater than 0"]),
         ("optim.groups.level1.lrr=1", ["optim.groups.level1.lrr", "allowed: name, lr"]),
         ("optim.groups.level9.lr=1", ["optim.groups.level9", "level1"]),
         ("data.path=nowhere", ["data.path=nowhere", "python -m data_prep digits"]),
@@ -43,7 +47,7 @@ TINY = ("model.latent_dims=[6,4,2]", "model.hidden=[32,16,8]", "trainer.batch_si
 def test_a_wrong_key_type_or_value_is_refused_at_once(
     override: str, named: list[str], tmp_path: Path, shards: Path
 ) -> None:
-    data = [] if override.startswith("data.") else [f"data.path={shards}"]
+    data = [] if override.startswith("data.") else [f"data.path={shards}", f"data.image_shape={list(SHAPE)}"]
     result = call(*data, f"run.root={tmp_path / 'runs'}", override)
     assert result.returncode == 2
     for text in named:
@@ -162,12 +166,12 @@ def test_evaluation_at_any_time_and_with_other_settings(tmp_path: Path, shards: 
 
 
 CONVOLUTIONAL = {
-    "_target_": "dtrain.models.stackedwae.ConvStackedWAE",
-    "table": [
+    "_target_": "dtrain.models.stackedwae.StackedWAE",
+    "levels": [
         {"kernel": 3, "filters": 4, "resample": True, "latent": [2, 3, 3]},
         {"kernel": 3, "filters": 4, "resample": False, "latent": [1, 3, 3]},
     ],
-    "lambda_rec": 0.5, "lambda_match": 1.0, "weights": "svhn",
+    "lambda_rec": 0.5, "lambda_match": 1.0, "schedule": "svhn", "symmetric": True,
 }  # fmt: skip
 
 

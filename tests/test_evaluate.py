@@ -21,13 +21,15 @@ from dtrain.data.batch import Batch
 from dtrain.evaluate.heldout import held_out
 from dtrain.evaluate.manipulation import directions, moved
 from dtrain.evaluate.pictures import _principal
-from dtrain.log import by_level
+from dtrain.metrics import better, larger_is_better, order, table
 from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
 from dtrain.world import start
+from tests.harness import evaluation_of
 from tests.processes import launch
 from tests.runs import execute, freeze
 
+SETTINGS = read(compose([])).evaluate
 ROWS = torch.rand(24, 1, 2, 2, generator=torch.Generator().manual_seed(0)).double()
 
 
@@ -59,7 +61,7 @@ class Share:
 def numbers() -> dict[str, float]:
     world = start("cpu", timeout=60)
     loader: Any = Share(world.rank, world.size)
-    return held_out(Halves(), loader, world, lambda: None)
+    return held_out(evaluation_of(Halves(), loader, loader, world, SETTINGS))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -75,10 +77,28 @@ def test_the_use_of_every_level_is_measured_over_the_whole_set(world: int) -> No
         assert values == pytest.approx(expected)
 
 
-def test_levels_are_printed_as_a_table() -> None:
-    rows = by_level({"objective": 3.0, "mse/level1": 0.01, "inactive/level1": 0.0, "mse/level2": 0.5})
-    assert [row.split() for row in rows[:2]] == [["level", "mse", "inactive"], ["1", "0.01", "0"]]
-    assert by_level({"objective": 3.0}) == []
+def test_metrics_are_printed_as_a_table_of_members_and_families() -> None:
+    rows = table(
+        {"objective": 3.0, "mse/level1": 0.01, "inactive/level1": 0.0, "mse/level2": 0.5, "isc/digits/normal": 9}
+    )
+    assert [row.split() for row in rows] == [
+        ["mse", "inactive", "isc"], ["level1", "0.01", "0"], ["level2", "0.5"], ["digits/normal", "9"],
+    ]  # fmt: skip
+    assert table({"objective": 3.0}) == []
+
+
+def test_every_metric_has_a_direction_and_unknown_ones_are_refused() -> None:
+    assert better("fid/imagenet/normal", 1.0, 2.0) and not better("isc/imagenet/normal", 1.0, 2.0)
+    assert better("isc/imagenet/normal", 2.0, None)
+    for metric in ("objective", "isc/digits/normal"):
+        assert not better(metric, float("nan"), None) and not better(metric, float("nan"), 1.0)
+        assert better(metric, 1.0, float("nan"))
+    values = [2.0, float("nan"), 3.0]
+    assert sorted(values, key=lambda v: order("explained/level1", v))[:2] == [3.0, 2.0]
+    assert sorted(values, key=lambda v: order("mse/level1", v))[:2] == [2.0, 3.0]
+    for metric, said in (("isc_std/digits/normal", "no better and worse"), ("score", "is of no known family")):
+        with pytest.raises(ConfigError, match=said):
+            larger_is_better(metric)
 
 
 def test_umap_draws_the_latents_where_it_is_installed(tmp_path: Path, shards: Path) -> None:
@@ -117,7 +137,7 @@ class Labelled(Share):
 def found_directions() -> dict[str, Tensor]:
     world = start("cpu", timeout=60)
     loader: Any = Labelled(world.rank, world.size)
-    return directions(Halves(), loader, world, ["Bright", "light", "Never"], lambda: None)
+    return directions(evaluation_of(Halves(), loader, loader, world, SETTINGS), ["Bright", "light", "Never"])
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -145,13 +165,13 @@ def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
         write_split(tmp_path / "shards" / split, array_source(images, labels, facts, None, split))
     model = {
         "_target_": "dtrain.models.swae.SWAE",
-        "code": 3,
-        "latent": 3,
+        "code_dim": 3,
+        "latent_dim": 3,
         "width": 4,
         "hidden": 8,
         "priors": ["normal", "uniform"],
     }
-    overrides = ("trainer.max_steps=2", "evaluate.manipulate=[odd]")
+    overrides = ("data.image_shape=[1,24,24]", "trainer.max_steps=2", "evaluate.manipulate=[odd]")
     assert execute(freeze(tmp_path / "run", tmp_path / "shards", *overrides, model=model)) == 0
     assert (tmp_path / "run" / "images" / "manipulation_odd.png").is_file()
 

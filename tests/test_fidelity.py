@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,13 @@ from dtrain.data.shards import open_split
 from dtrain.data.stream import Spec
 from dtrain.distributed import distribute
 from dtrain.evaluate import classifier
-from dtrain.evaluate.checks import check
 from dtrain.evaluate.extractors import DigitClassifier
 from dtrain.evaluate.fidelity import scores, to_bytes
-from dtrain.models.base import Algorithm
+from dtrain.evaluate.preflight import check
+from dtrain.models.base import Algorithm, DataFacts, Prior
 from dtrain.noise import Noise
 from dtrain.world import World, start
+from tests.harness import evaluation_of
 from tests.processes import launch
 
 TRAIN, TEST = 40, 24
@@ -56,8 +56,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_config(shards: Path, *overrides: str) -> Config:
     return configs.read(configs.compose([
-        "model=swae", "model.code=3", "model.latent=2", "model.width=4", "model.hidden=8", f"data.path={shards}",
-        "trainer.batch_size=8", f"run.root={shards}", "evaluate.fidelity_samples=30",
+        "model=swae", "model.code_dim=3", "model.latent_dim=2", "model.width=4", "model.hidden=8",
+        f"data.path={shards}", "trainer.batch_size=8", f"run.root={shards}", "evaluate.fidelity_samples=30",
         f"evaluate.digit_classifier={shards / 'classifier.pt'}", *overrides,
     ]))  # fmt: skip
 
@@ -68,7 +68,7 @@ def score(config: Config, algorithm: Algorithm, world: World, cache: Path) -> di
     train, test = (ResidentLoader(s, spec) for s in splits)
     algorithm.eval()
     with torch.no_grad():
-        return scores(algorithm, train, test, world, config.evaluate, cache, lambda: None)
+        return scores(evaluation_of(algorithm, train, test, world, config.evaluate, cache))
 
 
 class Painter(Algorithm):
@@ -76,8 +76,8 @@ class Painter(Algorithm):
 
     value_range = (-1.0, 1.0)
 
-    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
-        return {"": lambda noise: noise.normal("z", 4)}
+    def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
+        return {"normal": lambda noise: noise.normal("z", 4)}
 
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         plane = torch.randn(4, 3 * 16 * 16, generator=torch.Generator().manual_seed(0))
@@ -111,7 +111,9 @@ def test_scores_are_those_of_the_torch_fidelity_command(tmp_path: Path, monkeypa
     painter = Painter()
     ours = score(config, painter, World(), tmp_path / "cache")
     noise = Noise.of(count, config.evaluate.seed)
-    save_png(to_bytes(painter, painter.sample(noise)), tmp_path / "samples")
+    nothing: Any = None
+    drawn = to_bytes(evaluation_of(painter, nothing, nothing, World(), config.evaluate), painter.sample(noise))
+    save_png(drawn, tmp_path / "samples")
     images = np.array(open_split(tmp_path / "train").images)
     save_png(torch.from_numpy(images).permute(0, 3, 1, 2), tmp_path / "data")
     command = [
@@ -127,13 +129,13 @@ def test_scores_are_those_of_the_torch_fidelity_command(tmp_path: Path, monkeypa
         "isc": "inception_score_mean", "isc_std": "inception_score_std", "fid": "frechet_inception_distance",
         "kid": "kernel_inception_distance_mean",
     }  # fmt: skip
-    found = {k: ours[f"{k}_inception/samples"] for k in names}
+    found = {k: ours[f"{k}/inception/normal"] for k in names}
     assert found == pytest.approx({k: theirs[name] for k, name in names.items()}, rel=1e-3)
 
 
 def on_every_rank(config: Config, cache: Path) -> dict[str, float]:
     world = start("cpu", timeout=60)
-    algorithm = build_algorithm(config, (1, 28, 28))
+    algorithm = build_algorithm(config, DataFacts((1, 28, 28)))
     trainer = config.trainer
     distribute(algorithm, world, strategy=trainer.strategy, shard_size=None, sync_batchnorm=True)
     return score(config, algorithm, world, cache)
@@ -143,14 +145,14 @@ def on_every_rank(config: Config, cache: Path) -> dict[str, float]:
 def test_two_processes_find_the_scores_of_one(strategy: str, digits: Path, tmp_path: Path) -> None:
     config = make_config(digits, "evaluate.fidelity=digits", f"trainer.strategy={strategy}")
     alone = on_every_rank(config, tmp_path / "alone")
-    assert {k.partition("/")[2] for k in alone} == {"data", "normal", "uniform"}
+    assert {k.rpartition("/")[2] for k in alone} == {"data", "normal", "uniform"}
     for values in launch(2, on_every_rank, config, tmp_path / "two"):
         assert values == pytest.approx(alone, rel=1e-5)
 
 
 def test_features_of_the_data_are_kept_for_the_same_data_and_extractor(digits: Path, tmp_path: Path) -> None:
     config = make_config(digits, "evaluate.fidelity=digits")
-    algorithm = build_algorithm(config, (1, 28, 28))
+    algorithm = build_algorithm(config, DataFacts((1, 28, 28)))
     first = score(config, algorithm, World(), tmp_path)
     times = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert len(times) == 2
@@ -169,7 +171,7 @@ def test_a_damaged_or_unwritable_store_of_features_costs_only_time(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(digits, "evaluate.fidelity=digits")
-    algorithm = build_algorithm(config, (1, 28, 28))
+    algorithm = build_algorithm(config, DataFacts((1, 28, 28)))
     first = score(config, algorithm, World(), tmp_path / "cache")
     for file in (tmp_path / "cache").iterdir():
         file.write_bytes(file.read_bytes()[:100])
@@ -183,8 +185,8 @@ def test_the_imagenet_substitute_tells_noise_from_more_noise(tmp_path: Path) -> 
     pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
     write_images(tmp_path, (16, 16, 3))
     values = score(make_config(tmp_path, "evaluate.fidelity=imagenet"), Painter(), World(), tmp_path / "cache")
-    assert values["fid_imagenet/data"] < values["fid_imagenet/samples"]
-    assert 1 <= values["isc_imagenet/samples"] < 1000
+    assert values["fid/imagenet/data"] < values["fid/imagenet/normal"]
+    assert 1 <= values["isc/imagenet/normal"] < 1000
 
 
 @pytest.mark.parametrize(

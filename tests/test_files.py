@@ -77,25 +77,26 @@ def test_a_checkpoint_stays_until_the_one_that_replaces_it_is_written(
     _mark_as_not_evaluated(seal, before)
     disk.full = {disk.saves + 1}
     assert execute(file) == 0
-    assert verify(saved[0])["evaluation"]["due"]  # the old one: the new one was not written
+    assert verify(saved[0])["judged"]["due"]  # the old one: the new one was not written
     assert verify(steps(tmp_path / "run" / "checkpoints")[-1])["step"] == 11
 
 
 def _mark_as_not_evaluated(seal: Path, info: dict[str, Any]) -> None:
     from dtrain.checkpoint import _seal
 
-    info["evaluation"]["due"] = True
+    info["judged"]["due"] = True
     seal.write_bytes(_seal(info))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread
 def test_a_full_disk_ends_neither_the_log_nor_its_lines(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = Log(small_disk, max_steps=10, images_per_epoch=10, main=True)
+    log = Log(small_disk, max_steps=10, main=True)
+    log.start(0)
     log.event(1, "checkpoint", "before")
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"0" * shutil.disk_usage(small_disk).free)
     for step in range(2, 200):
-        log.evaluation(step, {f"mse/level{i}": 0.1 for i in range(10)})
+        log.evaluation(step, {f"mse/level{i}": 0.1 for i in range(10)}, epoch=1.0)
         log.beat(step, state="running")
     ballast.unlink()
     log.event(200, "checkpoint", "after")

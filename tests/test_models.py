@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm
@@ -15,41 +17,48 @@ from dtrain.config import CONFIGS, Config, ConfigError
 from dtrain.data.batch import Batch
 from dtrain.distributed import distribute
 from dtrain.losses.mmd import imq_mmd
-from dtrain.models.base import Algorithm
+from dtrain.models.base import Algorithm, DataFacts
 from dtrain.noise import Noise
-from dtrain.state import model_state
+from dtrain.tensors import model_state
 from dtrain.update import Updater
 from dtrain.world import World
 from tests.harness import Watched
 
 MODELS = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
-IMAGE = {
-    "stackedwae": (1, 28, 28),
-    "wae_hierarchical": (1, 28, 28),
-    "stackedwae_svhn": (3, 32, 32),
-    "stackedwae_celeba": (3, 64, 64),
-    "swae": (1, 28, 28),
-    "swae_cifar10": (3, 32, 32),
-    "swae_celeba": (3, 64, 64),
-    "wae": (1, 28, 28),
-    "wae_celeba": (3, 64, 64),
-}
+CLASSES, EMBEDDING = 10, 16
 # Eq. 8 has no use for the upper encoders.
 UNTRAINED = {"wae_hierarchical": ("encoders.1", "encoders.2", "encoders.3", "encoders.4")}
 
 
-def built(name: str) -> tuple[Config, Algorithm, Updater]:
-    config = configs.read(configs.compose([f"model={name}", "trainer.batch_size=8"]))
-    algorithm = build_algorithm(config, IMAGE[name])
-    return config, algorithm, Updater(algorithm, config.optim, config.trainer, World(), 100)
+def configured(name: str, *overrides: str) -> Config:
+    """A model with the data that its file names."""
+    return configs.read(configs.compose([f"model={name}", "trainer.batch_size=8", *overrides]))
 
 
-def batches(algorithm: Algorithm, shape: tuple[int, int, int]) -> Any:
+def data_of(config: Config) -> DataFacts:
+    return DataFacts(config.data.image_shape, classes=CLASSES, embedding=EMBEDDING)
+
+
+def built(name: str, *overrides: str) -> tuple[Config, Algorithm, Updater]:
+    config = configured(name, *overrides)
+    algorithm = build_algorithm(config, data_of(config))
+    return config, algorithm, Updater(algorithm, config.optim, config.trainer, World())
+
+
+def condition(algorithm: Algorithm, rows: int) -> Tensor | None:
+    """For that many samples, where the algorithm wants one."""
+    labels, embeddings = torch.arange(rows) % CLASSES, Noise.of(rows, seed=5).normal("embedding", EMBEDDING)
+    return {None: None, "labels": labels, "embeddings": embeddings}[algorithm.condition]
+
+
+def batches(config: Config, algorithm: Algorithm) -> Iterator[Batch]:
     low, high = algorithm.value_range
     start = 0
     while True:
-        x = torch.from_numpy(np.random.default_rng(start).random((8, *shape), dtype=np.float32))
-        yield Batch(low + (high - low) * x, Noise.of(8, start=start), torch.arange(8) % 10)
+        x = torch.from_numpy(np.random.default_rng(start).random((8, *config.data.image_shape), dtype=np.float32))
+        noise = Noise.of(8, start=start)
+        labels, embeddings = torch.arange(8) % CLASSES, noise.normal("embedding", EMBEDDING)
+        yield Batch(low + (high - low) * x, noise, labels, embeddings=embeddings, index=torch.arange(8))
         start += 8
 
 
@@ -65,8 +74,8 @@ def test_groups_partition_the_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_two_steps_are_finite_and_every_update_moves_exactly_its_groups(name: str) -> None:
-    """Weights and running statistics."""
-    _, algorithm, updater = built(name)
+    """Weights and running statistics; and takes as many batches as its stage says."""
+    config, algorithm, updater = built(name)
     updated: set[str] = set()
     statistics = {k for k, b in algorithm.named_buffers() if b.is_floating_point()}
 
@@ -81,9 +90,13 @@ def test_two_steps_are_finite_and_every_update_moves_exactly_its_groups(name: st
         assert {k for k in statistics if k.startswith(owned(names))} <= moved
         updated.update(names)
 
-    stream = batches(algorithm, IMAGE[name])
-    for _ in range(2):
-        algorithm.step(stream, Watched(algorithm, updater, seen))
+    for stage in algorithm.stages():
+        if stage.source is not None:
+            continue  # needs what the stage before has made: its own tests
+        stream = enumerate(batches(config, algorithm), start=1)
+        for _ in range(2):
+            stage.step((batch for _, batch in stream), Watched(algorithm, updater, seen))
+        assert next(stream)[0] == 2 * stage.batches_per_step + 1
     assert updated == set(algorithm.groups)
     metrics = updater.read(World())
     assert metrics.nonfinite is None and metrics.values
@@ -91,28 +104,34 @@ def test_two_steps_are_finite_and_every_update_moves_exactly_its_groups(name: st
 
 @pytest.mark.parametrize("name", MODELS)
 def test_evaluation_methods_have_the_promised_shapes(name: str) -> None:
-    _, algorithm, _ = built(name)
+    config, algorithm, _ = built(name)
     algorithm.eval()
-    x = next(batches(algorithm, IMAGE[name])).x
+    x = next(batches(config, algorithm)).x
     with torch.no_grad():
         for level in range(1, algorithm.levels + 1):
             assert algorithm.reconstruct(x, level).shape == x.shape
             torch.testing.assert_close(
                 algorithm.reconstruct(x, level), algorithm.decode(algorithm.encode(x, level), level)
             )
-        samples = algorithm.sample(Noise.of(6, seed=1))
-        assert samples.shape == (6, *IMAGE[name])
-        low, high = algorithm.value_range
-        assert low <= float(samples.min()) and float(samples.max()) <= high
-        # A sample depends on its own counter only, so any split over ranks draws the same.
-        torch.testing.assert_close(algorithm.sample(Noise(1, torch.tensor([4, 5]))), samples[4:])
+        noise, given = Noise.of(6, seed=1), condition(algorithm, 6)
+        for prior, codes in algorithm.priors(given).items():
+            samples = algorithm.decode(codes(noise))
+            assert samples.shape == x[:6].shape, prior
+            low, high = algorithm.value_range
+            assert low <= float(samples.min()) and float(samples.max()) <= high
+            # A sample depends on its own counter only, so any split over ranks draws the same.
+            part = algorithm.priors(None if given is None else given[4:])[prior](noise[4:])
+            torch.testing.assert_close(algorithm.decode(part), samples[4:])
+        codes_of_grid = algorithm.grid(3)
+        if codes_of_grid is not None:
+            assert algorithm.decode(codes_of_grid, algorithm.levels).shape == (9, *x.shape[1:])
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_state_round_trips_exactly(name: str, tmp_path: Path) -> None:
     _, algorithm, _ = built(name)
     torch.save(model_state(algorithm), tmp_path / "state.pt")
-    other = build_algorithm(configs.read(configs.compose([f"model={name}", "seed=1"])), IMAGE[name])
+    _, other, _ = built(name, "seed=1")
     stored = torch.load(tmp_path / "state.pt")
     assert any(not torch.equal(v, stored[k]) for k, v in model_state(other).items())
     for key, tensor in model_state(other).items():
@@ -123,14 +142,17 @@ def test_state_round_trips_exactly(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.table.1.latent=[1,8,8]", r"model\.table\.1\.latent.*16 x 16"),
-        ("model.table.0.kernel=4", "odd kernel"),
+        ("model.levels.1.latent=[1,8,8]", r"model\.levels\.1: latent.*16 x 16"),
+        ("model.levels.0.kernel=4", "odd kernel"),
+        (
+            "model.levels=[{hidden:4,latent:3},{kernel:3,filters:4,resample:false,latent:[1,2,2]}]",
+            r"levels\.1.*dense",
+        ),
     ],
 )
 def test_a_wrong_table_is_refused(override: str, message: str) -> None:
-    config = configs.read(configs.compose(["model=stackedwae_svhn", override]))
     with pytest.raises(ConfigError, match=message):
-        build_algorithm(config, (3, 32, 32))
+        built("stackedwae_svhn", override)
 
 
 @pytest.mark.parametrize("name", ["stackedwae", "wae_hierarchical"])
@@ -163,9 +185,9 @@ TABLES = {  # kernel, filters, resample, latent features, side: Figure 10
 
 @pytest.mark.parametrize("name", TABLES)
 def test_convolutional_levels_have_the_shapes_and_sizes_of_figure_10(name: str) -> None:
-    _, algorithm, _ = built(name)
+    config, algorithm, _ = built(name)
     algorithm.eval()
-    x, below, total = torch.zeros(1, *IMAGE[name]), 3, 0
+    x, below, total = torch.zeros(1, *config.data.image_shape), 3, 0
     assert algorithm.levels == len(TABLES[name])
 
     def network(inputs: int, kernel: int, filters: int, wide: int, outputs: int) -> int:
@@ -187,24 +209,24 @@ def test_decoded_pixels_lie_in_the_models_own_range(name: str, low: float) -> No
     _, algorithm, _ = built(name)
     assert algorithm.value_range == (low, 1.0)
     algorithm.eval()
-    codes = 100 * Noise.of(4).normal("codes", *algorithm.latent_shapes[0])
+    codes = 100 * Noise.of(4).normal("codes", *algorithm.shapes[1])
     with torch.no_grad():
         pixels = algorithm.decode(codes)
     assert pixels.min() == pytest.approx(low, abs=0.05) and pixels.max() == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_ablation_trains_only_the_first_encoder() -> None:
-    _, algorithm, updater = built("wae_hierarchical")
+    config, algorithm, updater = built("wae_hierarchical")
     before = {k: v.clone() for k, v in model_state(algorithm).items()}
-    algorithm.step(batches(algorithm, IMAGE["wae_hierarchical"]), updater)
+    algorithm.step(batches(config, algorithm), updater)
     moved = {k.rsplit(".body", 1)[0] for k, v in model_state(algorithm).items() if not torch.equal(v, before[k])}
     assert moved == {"model.encoders.0", *(f"model.decoders.{i}" for i in range(5))}
 
 
 def test_the_ablation_matches_codes_with_the_learned_chain() -> None:
     """Eq. 8 by hand: the MMD of q(z_1) and of z_1 drawn from z_5 down, in the 32 dimensions of z_1."""
-    _, algorithm, _ = built("wae_hierarchical")
-    batch = next(batches(algorithm, IMAGE["wae_hierarchical"]))
+    config, algorithm, _ = built("wae_hierarchical")
+    batch = next(batches(config, algorithm))
     algorithm.eval()
     with torch.no_grad():
         terms = algorithm.validate(batch)
@@ -221,11 +243,10 @@ def test_the_ablation_matches_codes_with_the_learned_chain() -> None:
 
 @pytest.mark.parametrize("name", ["stackedwae_svhn", "stackedwae_celeba"])
 def test_channels_last_and_width_change_no_shape(name: str) -> None:
-    config = configs.read(configs.compose([f"model={name}", "model.width=2", "trainer.batch_size=8"]))
-    wide = build_algorithm(config, IMAGE[name])
+    config, wide, _ = built(name, "model.width=2")
     _, narrow, _ = built(name)
     assert sum(p.numel() for p in wide.parameters()) > 3 * sum(p.numel() for p in narrow.parameters())
-    x = next(batches(wide, IMAGE[name])).x
+    x = next(batches(config, wide)).x
     wide.eval()
     with torch.no_grad():
         expected = wide.reconstruct(x, 3)
@@ -236,8 +257,8 @@ def test_channels_last_and_width_change_no_shape(name: str) -> None:
 
 
 def test_the_wae_objective_is_tolstikhins() -> None:
-    _, algorithm, _ = built("wae")
-    batch = next(batches(algorithm, IMAGE["wae"]))
+    config, algorithm, _ = built("wae")
+    batch = next(batches(config, algorithm))
     with torch.no_grad():
         terms = algorithm.validate(batch)
         z = algorithm.encode(batch.x)

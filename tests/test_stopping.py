@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
 
 import pytest
 
-from dtrain.checkpoint import steps
+from dtrain.checkpoint import read_seal, steps
 from dtrain.compose import compose, load, read
 from dtrain.config import ConfigError, signature
-from dtrain.evaluate.evaluator import Evaluator, Interrupted
+from dtrain.evaluate.__main__ import evaluate_run
+from dtrain.evaluate.evaluator import Evaluator
+from dtrain.faults import Interrupted
 from dtrain.files import STOPPED
-from dtrain.run import evaluate_run
 from tests.runs import execute, freeze, metrics, status
 
 STILL = "optim.default.lr=1e-30"  # no weight moves, so that no evaluation is better than the first
@@ -45,26 +45,38 @@ def test_patience_ends_the_training_and_the_best_weights_stay(tmp_path: Path, sh
     assert evaluated(run)[-1] == 5  # the result's, not the newest checkpoint's
 
 
-def test_nan_is_never_the_best_and_another_metric_starts_anew(
+def judged(run: Path) -> list[tuple[str, int, float]]:
+    """(metric, step, value) of the checkpoints that were the best so far."""
+    seals = map(read_seal, steps(run / "checkpoints"))
+    return [(s["judged"]["metric"], s["step"], s["value"]) for s in seals if s["value"] is not None]
+
+
+def test_nan_is_never_the_best_larger_may_be_better_and_another_metric_starts_anew(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    given = iter([math.nan, 7.0, math.nan, 8.0, 8.0, 2000.0, 2001.0, 2001.0])
-    evaluate = Evaluator.__call__
+    given = iter([math.nan, 7.0, math.nan, 6.0, 6.0, 1.0, 1.0, 1.0])
+    evaluate = Evaluator.measure
 
-    def scripted(self: Evaluator, *args: object) -> dict[str, float]:
-        return evaluate(self, *args) | {"score": next(given)}  # type: ignore[arg-type]
+    def scripted(self: Evaluator) -> dict[str, float]:
+        return evaluate(self) | {"isc/score": next(given)}
 
-    monkeypatch.setattr(Evaluator, "__call__", scripted)
+    monkeypatch.setattr(Evaluator, "measure", scripted)
     often = ("trainer.evaluate_every=5", "trainer.max_steps=20")
-    assert execute(freeze(run, shards, *often, "trainer.checkpoint.best=score")) == 0
-    marked = json.loads((run / "checkpoints" / "best.json").read_text())
-    assert marked == {"metric": "score", "step": 10, "value": 7.0}
+    assert execute(freeze(run, shards, *often, "trainer.checkpoint.best=isc/score")) == 0
+    assert judged(run) == [("isc/score", 10, 7.0)]
     (run / "status.json").unlink()
     shutil.rmtree(run / "checkpoints" / "step-00000020")
     assert execute(freeze(run, shards, *often, "trainer.checkpoint.best=objective")) == 0
-    marked = json.loads((run / "checkpoints" / "best.json").read_text())
-    assert marked["metric"] == "objective" and marked["step"] > 10
+    assert judged(run)[-1][:2] in {("objective", 15), ("objective", 20)}
+
+
+@pytest.mark.parametrize("metric", ["score", "isc_std/digits/normal"])
+def test_a_metric_that_cannot_be_judged_by_is_refused(tmp_path: Path, shards: Path, metric: str) -> None:
+    often = ("trainer.evaluate_every=5", f"trainer.checkpoint.best={metric}")
+    with pytest.raises(ConfigError, match=metric):
+        execute(freeze(tmp_path / "run", shards, *often))
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluations_without_a_better_one_are_counted_over_a_restart(
@@ -73,16 +85,16 @@ def test_evaluations_without_a_better_one_are_counted_over_a_restart(
     """A stop in the middle of an evaluation: the next start makes up for it, and goes on counting."""
     run = tmp_path / "run"
     file = freeze(run, shards, STILL, BEST, "trainer.evaluate_every=5", "trainer.patience=3")
-    evaluate = Evaluator.__call__
+    evaluate = Evaluator.measure
     calls = []
 
-    def interrupted(self: Evaluator, *args: object) -> dict[str, float]:
+    def interrupted(self: Evaluator) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 3:
             raise Interrupted
-        return evaluate(self, *args)  # type: ignore[arg-type]
+        return evaluate(self)
 
-    monkeypatch.setattr(Evaluator, "__call__", interrupted)
+    monkeypatch.setattr(Evaluator, "measure", interrupted)
     assert execute(file) == STOPPED
     assert (status(run)["step"], evaluated(run)) == (15, [5, 10])
     assert execute(file) == 0

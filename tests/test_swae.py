@@ -16,13 +16,14 @@ from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.config import ConfigError
 from dtrain.losses.adversarial import critic_loss, fooling_loss
+from dtrain.models.base import DataFacts
 from dtrain.models.swae import SWAE
-from dtrain.state import model_state
+from dtrain.tensors import model_state
 from dtrain.world import World
 from tests.harness import Session, Watched, difference, make_config
 from tests.runs import execute, freeze, metrics
 
-SMALL = ("model=swae", "model.code=3", "model.latent=3", "model.width=4", "model.hidden=8")
+SMALL = ("model=swae", "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.hidden=8")
 
 
 def test_the_adversarial_losses_are_the_papers() -> None:
@@ -112,7 +113,7 @@ def test_without_lambda_there_is_no_image_critic() -> None:
 )
 def test_wrong_priors_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_algorithm(configs.read(configs.compose([*SMALL, override])), (1, 28, 28))
+        build_algorithm(configs.read(configs.compose([*SMALL, override])), DataFacts((1, 28, 28)))
 
 
 def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches(tmp_path: Path) -> None:
@@ -121,10 +122,11 @@ def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches
         source = array_source(images, np.zeros(32, np.int64), {"what": "noise"}, None, split)
         write_split(tmp_path / "shards" / split, source)
     model = {
-        "_target_": "dtrain.models.swae.SWAE", "code": 3, "latent": 3, "width": 4, "hidden": 8, "priors": ["normal"],
-        "inner_steps": 2, "fresh_batches": True,
+        "_target_": "dtrain.models.swae.SWAE", "code_dim": 3, "latent_dim": 3, "width": 4, "hidden": 8,
+        "priors": ["normal"], "inner_steps": 2, "fresh_batches": True,
     }  # fmt: skip
     overrides = (
+        "data.image_shape=[1,24,24]",
         "trainer.max_steps=8",
         "trainer.log_every=1",
         "optim.default.schedule=cosine",
@@ -132,5 +134,7 @@ def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches
     )
     run = tmp_path / "run"
     assert execute(freeze(run, tmp_path / "shards", *overrides, model=model)) == 0
-    seen = [line["lr/autoencoder1"] for line in metrics(run, "train")]
+    lines = metrics(run, "train")
+    assert [line["epoch"] for line in lines] == list(range(1, 9))  # a step takes all 32 images
+    seen = [line["lr/autoencoder1"] for line in lines]
     assert seen == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)], abs=1e-6)

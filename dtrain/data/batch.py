@@ -15,7 +15,8 @@ class Batch:
     """One rank's part of a batch.
 
     x: float32 [B, C, H, W] in the algorithm's value range. noise: counter-based randomness of these rows.
-    labels: int64 [B] or None. attributes: [B, A] or None. embeddings: float32 [B, E] or None.
+    labels: int64 [B] or None. attributes: [B, A] or None. embeddings: float32 [B, E] or None. index: int64 [B], which
+    samples of the split these are.
     """
 
     x: Tensor
@@ -23,13 +24,19 @@ class Batch:
     labels: Tensor | None = None
     attributes: Tensor | None = None
     embeddings: Tensor | None = None
+    index: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
+    def __getitem__(self, rows: slice) -> Batch:
+        """The batch of some of the rows."""
+        fields = [self.labels, self.attributes, self.embeddings, self.index]
+        return Batch(self.x[rows], self.noise[rows], *(None if f is None else f[rows] for f in fields))
+
     def chunk(self, n: int) -> list[Batch]:
         """n equal micro-batches."""
-        fields = [self.labels, self.attributes, self.embeddings]
+        fields = [self.labels, self.attributes, self.embeddings, self.index]
         parts = [[None] * n if f is None else list(f.chunk(n)) for f in fields]
         return [Batch(*row) for row in zip(self.x.chunk(n), self.noise.chunk(n), *parts, strict=True)]
 
@@ -49,6 +56,6 @@ def to_float(images: Tensor, value_range: tuple[float, float], mirrored: Tensor 
     return x.mul_((high - low) / 255.0).add_(low) if low else x.mul_(high / 255.0)
 
 
-def heads(noise: Noise) -> Tensor:
+def flipped(noise: Noise) -> Tensor:
     """bool [B]: which images to flip, each with probability 1/2, decided by its own counter."""
     return noise.uniform("flip") < 0.5

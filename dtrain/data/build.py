@@ -23,9 +23,10 @@ LOADERS = {
 
 
 class Loader(Protocol):
-    """A split as batches on the device, the same for every backend."""
+    """A split as batches on the device, the same for every backend. lossy: pixels are not those of images.npy."""
 
     split: Split
+    lossy: bool
 
     def __len__(self) -> int:
         """Samples in the split."""

@@ -16,7 +16,7 @@ from nvidia.dali import Pipeline, fn
 from nvidia.dali.types import DALIDataType, DALIImageType
 from torch import Tensor
 
-from dtrain.data.checks import RowGuard
+from dtrain.data.checksums import RowGuard
 from dtrain.data.encoded import Encoded
 from dtrain.data.gather import Gather
 from dtrain.data.prefetch import prefetch

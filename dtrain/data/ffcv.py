@@ -21,7 +21,7 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from torch import Tensor
 
 from dtrain.data.beton import checked_beton
-from dtrain.data.checks import RowGuard
+from dtrain.data.checksums import RowGuard
 from dtrain.data.encoded import Encoded
 from dtrain.data.prefetch import prefetch
 from dtrain.data.shards import Split
@@ -56,7 +56,7 @@ class FfcvLoader(ShardLoader):
                 f"workers={workers} must lie in 1..{cores} (this machine's cores) and "
                 f"batches_ahead={batches_ahead} be at least 1"
             )
-        self.batches_ahead = batches_ahead
+        self.batches_ahead, self.lossy = batches_ahead, encoding == "jpg"
         file = checked_beton(split, encoding)
         self.encoded = Encoded(split, file.name, "jpg") if encoding == "jpg" else None
         self.guard = RowGuard(split, file.name) if encoding == "raw" else None

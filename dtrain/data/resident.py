@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dtrain.data.checks import RowGuard
+from dtrain.data.checksums import RowGuard
 from dtrain.data.gather import Gather
 from dtrain.data.prefetch import prefetch
 from dtrain.data.shards import Split

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtrain.data.batch import Batch, heads, to_float
+from dtrain.data.batch import Batch, flipped, to_float
 from dtrain.data.order import Indices, Order, positions
 from dtrain.data.shards import Split
 from dtrain.noise import Noise
@@ -51,6 +51,8 @@ class Rows:
 
 class ShardLoader(ABC):
     """Endless batches from any position, and one ordered pass for evaluation, over one split."""
+
+    lossy = False
 
     def __init__(self, split: Split, spec: Spec) -> None:
         self.split, self.spec = split, spec
@@ -107,4 +109,5 @@ class ShardLoader(ABC):
         noise = Noise(seed, torch.from_numpy(rows.at).to(self.spec.device))
         indices = torch.from_numpy(rows.indices).to(self.spec.device)
         side = {name: a.index_select(0, indices) for name, a in self.arrays.items()}
-        return Batch(to_float(images, self.spec.value_range, heads(noise) if flip else None), noise, **side)
+        x = to_float(images, self.spec.value_range, flipped(noise) if flip else None)
+        return Batch(x, noise, index=indices, **side)

@@ -11,7 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dtrain import compose as configs
-from dtrain.config import ConfigError
+from dtrain.config import Config, ConfigError
+from dtrain.files import STOPPED, read_json
 
 
 def main() -> int:
@@ -22,12 +23,42 @@ def main() -> int:
     folder: Path = arguments.run
     try:
         config = configs.read(_overridden(configs.load(folder / "config.yaml"), arguments.overrides))
-        from dtrain.run import evaluate_run
-
         return evaluate_run(config, folder)
     except ConfigError as e:
         print(f"dtrain.evaluate: {e}", file=sys.stderr)
         return 2
+
+
+def evaluate_run(config: Config, folder: Path) -> int:
+    """Evaluates a run's newest checkpoint, or the best one of a run that has stopped early; returns the exit code.
+
+    Draws its pictures, and adds a line to its metrics.
+    """
+    from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
+    from dtrain.evaluate.evaluation import Evaluation
+    from dtrain.evaluate.evaluator import Evaluator
+    from dtrain.evaluate.preflight import check
+    from dtrain.faults import Interrupted, StopSignal
+    from dtrain.trainer import Trainer
+    from dtrain.world import leave, start
+
+    splits = open_data(config)
+    check(config.evaluate, splits[0])
+    algorithm = build_algorithm(config, facts(splits[0]))
+    world = start(config.trainer.device, config.trainer.timeout)
+    try:
+        train, test = build_loaders(config, algorithm, splits, world)
+        stop = StopSignal(world)
+        site = build_site(config, algorithm, train, world, folder, stop)
+        evaluation = Evaluation(algorithm, site, test, config.evaluate, config.run.root / "statistics")
+        finished = read_json(folder / "status.json").get("state") == "finished"
+        best = config.trainer.patience is not None and finished
+        Trainer(config, algorithm, site, stop, Evaluator(evaluation)).evaluate(best)
+        return 0
+    except Interrupted:
+        return STOPPED
+    finally:
+        leave()
 
 
 def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from dtrain.evaluate.evaluation import Evaluation
 from dtrain.files import read_lines
+from dtrain.metrics import family, member
 
 PANELS = ("objective", "mse", "isc", "fid", "kid")
 
 
-def draw(metrics: Path, steps_per_epoch: float, file: Path) -> None:
-    """A panel for each kind of metric in metrics.jsonl; nothing is drawn for a single evaluation."""
-    by_step = {line["step"]: line for line in read_lines(metrics) if line["kind"] == "evaluation"}
-    if len(by_step) < 2:
-        return
-    steps = sorted(by_step)
-    panels: dict[str, dict[str, list[float]]] = {}
-    for key in by_step[steps[-1]]:
-        kind, _, name = key.partition("/")
-        if name and kind.partition("_")[0] in PANELS and not kind.startswith("isc_std"):
-            panels.setdefault(kind, {})[name] = [float(by_step[s].get(key, "nan")) for s in steps]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
-    for ax, (kind, curves) in zip(axes[0], panels.items(), strict=True):
-        for name, values in curves.items():
-            ax.plot([s / steps_per_epoch for s in steps], values, marker=".", label=name)
-        ax.set(title=kind, xlabel="epoch", yscale="log" if kind in ("objective", "mse") else "linear")
+def curves(evaluation: Evaluation) -> dict[str, plt.Figure]:
+    """A panel for each family in metrics.jsonl; nothing for a single evaluation. Stages follow one another."""
+    lines = read_lines(evaluation.site.folder / "metrics.jsonl")
+    by_step = {line["step"]: line for line in lines if line["kind"] == "evaluation"}
+    found = [by_step[step] for step in sorted(by_step)]
+    if len(found) < 2:
+        return {}
+    metrics = [k for k in found[-1] if family(k) in PANELS and member(k)]
+    panels = {f: [m for m in metrics if family(m) == f] for f in PANELS if any(family(m) == f for m in metrics)}
+    figure, axes = plt.subplots(1, len(panels) or 1, figsize=(4.2 * (len(panels) or 1), 3.4), squeeze=False)
+    epochs = _epochs(found)
+    for ax, (name, shown) in zip(axes[0], panels.items(), strict=False):
+        for metric in shown:
+            ax.plot(epochs, [float(line.get(metric, "nan")) for line in found], marker=".", label=member(metric))
+        ax.set(title=name, xlabel="epoch", yscale="log" if name in ("objective", "mse") else "linear")
         ax.legend(fontsize=8)
     figure.suptitle("Held-out metrics")
     figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+    return {"curves": figure}
+
+
+def _epochs(lines: list[dict[str, Any]]) -> list[float]:
+    """Of every evaluation, those of earlier stages added."""
+    before, last, found = 0.0, 0.0, []
+    for line in lines:
+        if line["epoch"] < last:
+            before += last
+        last = line["epoch"]
+        found.append(before + last)
+    return found

@@ -1,60 +1,50 @@
-"""One evaluation: f(algorithm) -> numbers and pictures."""
+"""The two lists of an evaluation: measures f(evaluation) -> numbers, pictures f(evaluation) -> figures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from dtrain.config import EvaluateConfig
-from dtrain.data.build import Loader
-from dtrain.evaluate import manipulation, pictures
+from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out
-from dtrain.models.base import Algorithm
-from dtrain.world import World
 
 
-class Interrupted(Exception):
-    """All ranks agreed to stop."""
+def fidelity(evaluation: Evaluation) -> dict[str, float]:
+    """Sample quality by evaluate.fidelity, if it names an extractor."""
+    if evaluation.settings.fidelity is None:
+        return {}
+    from dtrain.evaluate.fidelity import scores  # loads torch-fidelity
+
+    return scores(evaluation)
+
+
+MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fidelity)
+"""Each returns metrics called family/…, the same on every rank; dtrain.metrics knows the families."""
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """What evaluations share. cache: a folder for features of the data. stop: whether all ranks agreed to stop."""
+    """Calls the lists, on every rank. The algorithm is in evaluation mode, and gradients are off."""
 
-    train: Loader
-    test: Loader
-    world: World
-    settings: EvaluateConfig
-    cache: Path
-    stop: Callable[[], bool] = lambda: False
+    evaluation: Evaluation
 
-    def __call__(self, algorithm: Algorithm, images: Path | None = None) -> dict[str, float]:
-        """Numbers; pictures into `images` if given. Called on every rank; Interrupted once stop() agrees."""
-        training = algorithm.training
-        algorithm.eval()
-        try:
-            with torch.no_grad():
-                values = held_out(algorithm, self.test, self.world, self._poll)
-                if self.settings.fidelity:
-                    from dtrain.evaluate import fidelity  # loads torch-fidelity
-
-                    values |= fidelity.scores(
-                        algorithm, self.train, self.test, self.world, self.settings, self.cache, self._poll
-                    )
-                if images is not None:
-                    self._draw(algorithm, images)
-        finally:
-            algorithm.train(training)
+    def measure(self) -> dict[str, float]:
+        """All numbers. Interrupted once all ranks agree to stop."""
+        values: dict[str, float] = {}
+        for measure in MEASURES:
+            values |= measure(self.evaluation)
         return values
 
-    def _draw(self, algorithm: Algorithm, images: Path) -> None:
-        names = self.settings.manipulate
-        found = manipulation.directions(algorithm, self.train, self.world, names, self._poll) if names else {}
-        pictures.draw(algorithm, self.test, self.world, self.settings, found, images, self._poll)
+    def draw(self) -> None:
+        """All pictures, into the run's images/: all ranks compute (sharded networks need it), rank 0 writes."""
+        from dtrain.evaluate.pictures import PICTURES, close  # loads matplotlib
 
-    def _poll(self) -> None:
-        if self.stop():
-            raise Interrupted
+        site = self.evaluation.site
+        for picture in PICTURES:
+            site.poll()
+            for name, figure in picture(self.evaluation).items():
+                if site.world.main:
+                    folder = site.folder / "images"
+                    folder.mkdir(parents=True, exist_ok=True)
+                    figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+            close()

@@ -21,13 +21,11 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from dtrain.config import EvaluateConfig
-from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.order import positions
 from dtrain.evaluate import extractors
+from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import Sums
-from dtrain.models.base import Algorithm
 from dtrain.noise import Noise
 from dtrain.world import World, gather
 
@@ -51,38 +49,30 @@ class Features:
         return {"mu": self.mean.numpy(), "sigma": self.covariance.numpy()}
 
 
-def scores(
-    algorithm: Algorithm,
-    train: Loader,
-    test: Loader,
-    world: World,
-    settings: EvaluateConfig,
-    cache: Path,
-    poll: Callable[[], None],
-) -> dict[str, float]:
+def scores(evaluation: Evaluation) -> dict[str, float]:
     """isc, isc_std, fid, kid of evaluate.fidelity_samples samples of every generative model; equal on every rank.
 
-    fid and kid are distances to the whole training split; "<metric>_<extractor>/data" are the held-out split's own.
-    Features of the two splits are kept in the folder `cache`, under a hash of data and extractor.
+    Called <metric>/<extractor>/<prior>. fid and kid are distances to the whole training split; …/data are the
+    held-out split's own. Features of the two splits are kept under a hash of data and extractor.
     """
+    world, settings = evaluation.site.world, evaluation.settings
     extractor, digest = extractors.make(settings, world.device)
     count = settings.fidelity_samples
 
     def of_split(loader: Loader) -> Features:
-        lossy = "-jpg" if getattr(loader, "encoded", None) else ""
-        file = cache / f"{loader.split.manifest['sha256'][:16]}{lossy}-{digest}-{count}.pt"
-        return _cached(file, world, lambda: collect(_data(algorithm, loader, poll), extractor, world, count))
+        lossy = "-lossy" if loader.lossy else ""
+        file = evaluation.cache / f"{loader.split.manifest['sha256'][:16]}{lossy}-{digest}-{count}.pt"
+        return _cached(file, world, lambda: collect(_data(evaluation, loader), extractor, world, count))
 
-    reference = of_split(train)
-    sets = {"data": of_split(test)}
-    for name, codes in algorithm.generators().items():
-        images = _samples(algorithm, codes, count, settings.seed, world, poll)
-        sets[name or "samples"] = collect(images, extractor, world, count)
+    reference = of_split(evaluation.site.train)
+    sets = {"data": of_split(evaluation.heldout)}
+    for name in evaluation.priors(evaluation.noise(1)):
+        sets[name] = collect(_samples(evaluation, name, count), extractor, world, count)
     values: dict[str, float] = {}
     if world.main:
         for name, features in sets.items():
             for metric, value in measure(features, reference).items():
-                values[f"{metric}_{settings.fidelity}/{name}"] = value
+                values[f"{metric}/{settings.fidelity}/{name}"] = value
     shared: dict[str, float] = world.share(values)
     return shared
 
@@ -123,34 +113,29 @@ def collect(images: Images, extractor: FeatureExtractorBase, world: World, keep:
     return Features(mean, covariance, rows[first].cpu(), logits[first].cpu())
 
 
-def to_bytes(algorithm: Algorithm, x: Tensor) -> Tensor:
+def to_bytes(evaluation: Evaluation, x: Tensor) -> Tensor:
     """Images in the algorithm's range to uint8, as they would be saved."""
-    low, high = algorithm.value_range
-    return ((x - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
+    return (evaluation.unit(x) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _data(algorithm: Algorithm, loader: Loader, poll: Callable[[], None]) -> Images:
-    batch: Batch
+def _data(evaluation: Evaluation, loader: Loader) -> Images:
     for batch in loader.once():
-        poll()
-        yield batch.noise.position, to_bytes(algorithm, batch.x)
+        evaluation.site.poll()
+        yield batch.noise.position, to_bytes(evaluation, batch.x)
 
 
-def _samples(
-    algorithm: Algorithm,
-    codes: Callable[[Noise], Tensor],
-    count: int,
-    seed: int,
-    world: World,
-    poll: Callable[[], None],
-) -> Images:
+def _samples(evaluation: Evaluation, prior: str, count: int) -> Images:
     """This rank's part of `count` samples, each a function of its position alone."""
+    world = evaluation.site.world
     bounds = np.linspace(0, count, -(-count // (CHUNK * world.size)) + 1).astype(np.int64)
     for begin, end in pairwise(bounds):
-        poll()
+        evaluation.site.poll()
         at = positions(int(begin), int(end - begin), world.rank, world.size)
-        noise = Noise(seed, torch.from_numpy(at).to(world.device))
-        yield noise.position, to_bytes(algorithm, algorithm.decode(codes(noise)))
+        noise = Noise(evaluation.settings.seed, torch.from_numpy(at).to(world.device))
+        yield (
+            noise.position,
+            to_bytes(evaluation, evaluation.algorithm.decode(evaluation.priors(noise)[prior](noise))),
+        )
 
 
 def _cached(file: Path, world: World, compute: Callable[[], Features]) -> Features:

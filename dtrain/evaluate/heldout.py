@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dtrain.data.build import Loader
-from dtrain.models.base import Algorithm
+from dtrain.evaluate.evaluation import Evaluation
 from dtrain.world import World
 
 INACTIVE = 0.01  # a dimension whose mean varies less over the data carries nothing
@@ -33,7 +30,7 @@ class Sums:
         return {k: part.view(v.shape) for (k, v), part in zip(self.values.items(), parts, strict=True)}
 
 
-def held_out(algorithm: Algorithm, test: Loader, world: World, poll: Callable[[], None]) -> dict[str, float]:
+def held_out(evaluation: Evaluation) -> dict[str, float]:
     """Means over the held-out set, each sample once, the same on every rank.
 
     objective and objective/<term>: the algorithm's own (Eq. 14 and 17 for StackedWAE), averaged over batches by size.
@@ -42,22 +39,22 @@ def held_out(algorithm: Algorithm, test: Loader, world: World, poll: Callable[[]
     explained/level<i>: the share of x's variance that this reconstruction explains;
     inactive/level<i>: the share of its dimensions whose posterior mean has a variance <= 0.01 over the data.
     """
-    low, high = algorithm.value_range
+    algorithm, sums, terms = evaluation.algorithm, Sums(), Sums()
     levels = range(1, algorithm.levels + 1)
-    sums = Sums()
-    for batch in test.once():
-        poll()
+    for batch in evaluation.heldout.once():
+        evaluation.site.poll()
         for name, term in algorithm.validate(batch).items():
-            sums.add(f"objective/{name}", term * len(batch))
-        x = (batch.x - low) / (high - low)
+            terms.add(name, term * len(batch))
+        x = evaluation.unit(batch.x)
         sums.add("x", x.sum(0))
         sums.add("x^2", x.square().sum(0))
         for level, z in enumerate(algorithm.encode_levels(batch.x), start=1):
-            error = (algorithm.decode(z, level) - batch.x) / (high - low)
-            sums.add(f"mse/level{level}", error.square().flatten(1).mean(1).sum())
+            error = evaluation.unit(algorithm.decode(z, level)) - x
+            sums.add(f"error{level}", error.square().flatten(1).mean(1).sum())
             sums.add(f"z{level}", z.flatten(1).sum(0))
             sums.add(f"z{level}^2", z.flatten(1).double().square().sum(0))
         sums.add("count", torch.tensor(float(len(batch))))
+    world = evaluation.site.world
     total = sums.reduce(world)
     count = total.pop("count")
     mean = {k: v / count for k, v in total.items()}
@@ -65,11 +62,13 @@ def held_out(algorithm: Algorithm, test: Loader, world: World, poll: Callable[[]
     def variance(key: str) -> Tensor:
         return (mean[f"{key}^2"] - mean[key].square()).clamp_min(0)
 
-    values = {k: float(v) for k, v in mean.items() if k.startswith("objective/")}
-    values = {"objective": sum(values.values()), **values} if values else {}
+    values: dict[str, float] = {}
+    if terms.values:
+        parts = {name: float(term / count) for name, term in terms.reduce(world).items()}
+        values = {"objective": sum(parts.values())} | {f"objective/{name}": v for name, v in parts.items()}
     of_x = variance("x").mean()
     for level in levels:
-        mse = mean[f"mse/level{level}"]
+        mse = mean[f"error{level}"]
         values[f"mse/level{level}"] = float(mse)
         values[f"explained/level{level}"] = float(1 - mse / of_x)
         values[f"inactive/level{level}"] = float((variance(f"z{level}") <= INACTIVE).double().mean())

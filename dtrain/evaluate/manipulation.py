@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from dtrain.data.batch import Batch
-from dtrain.data.build import Loader
 from dtrain.data.shards import Split
+from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import Sums
 from dtrain.models.base import Algorithm
-from dtrain.world import World
 
 
-def directions(
-    algorithm: Algorithm, train: Loader, world: World, names: list[str], poll: Callable[[], None]
-) -> dict[str, Tensor]:
+def directions(evaluation: Evaluation, names: list[str]) -> dict[str, Tensor]:
     """For each attribute or class, mean z_1 with it - mean z_1 without it, over the training set in one pass.
 
     The same on every rank; in the shape of a code. All zero where everything, or nothing, has the attribute.
     """
-    sums = Sums()
+    sums, train = Sums(), evaluation.site.train
     for batch in train.once():
-        poll()
-        z = algorithm.encode(batch.x)
+        evaluation.site.poll()
+        z = evaluation.algorithm.encode(batch.x)
         shape = z.shape[1:]
         has = torch.stack([_has(batch, name, train.split) for name in names]).double()  # [A, B]
         flat = z.flatten(1).double()
@@ -33,7 +28,7 @@ def directions(
         sums.add("sum", flat.sum(0))
         sums.add("count with", has.sum(1))
         sums.add("sum with", has @ flat)
-    total = sums.reduce(world)
+    total = sums.reduce(evaluation.site.world)
     found = {}
     for i, name in enumerate(names):
         n, m = total["count with"][i], total["count"] - total["count with"][i]

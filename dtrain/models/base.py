@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from dtrain.data.batch import Batch
 from dtrain.noise import Noise
 
+if TYPE_CHECKING:
+    from dtrain.data.build import Loader
+    from dtrain.world import World
+
 Terms = dict[str, Tensor]
 LossFunction = Callable[..., Terms]
+Prior = Callable[[Noise], Tensor]
 T = TypeVar("T")
+
+# Kinds of constructor arguments: their annotations are the configuration's types and ranges.
+Dimension = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Scale = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What an algorithm knows of its data before it sees any.
+
+    image_shape: (C, H, W). classes: how many values the labels have. attributes: their names. embedding: dimensions
+    of the embeddings. None or empty where the data has none.
+    """
+
+    image_shape: tuple[int, int, int]
+    classes: int | None = None
+    attributes: tuple[str, ...] = ()
+    embedding: int | None = None
 
 
 class Update(Protocol):
@@ -28,33 +55,80 @@ class Update(Protocol):
         """fn(*batch) without gradient, in the run's precision; it moves nothing."""
 
 
+class Source(Protocol):
+    """What a stage trains on in place of images: one global stream, a function of position and never of rank."""
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Endless global batches from the row at position `start` on: each a tensor, a Batch, or a tuple of such.
+
+        The trainer hands every rank its rows.
+        """
+
+    def close(self) -> None:
+        """Frees what an abandoned iterator would hold."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a stage's source and an evaluation may use.
+
+    folder: the run's. train: the training images, this rank's rows. batch_size: of all ranks together. poll: to be
+    called now and then in long work; raises Interrupted once all ranks agree to stop. digest: of the weights of the
+    named groups, the same on every rank; called on all of them.
+    """
+
+    folder: Path
+    train: Loader
+    seed: int
+    batch_size: int
+    world: World
+    poll: Callable[[], None]
+    digest: Callable[..., str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with its own length, schedules, patience and best weights.
+
+    batches_per_step: how many batches a step takes, exactly: epochs, speeds and resuming count with it.
+    source: makes what the steps get in place of training images, once the stage before has ended.
+    """
+
+    name: str
+    step: Callable[[Iterator[Any], Update], None]
+    batches_per_step: int = 1
+    source: Callable[[Site], Source] | None = None
+
+
 class Algorithm(nn.Module):
-    """Networks, a partition of them into parameter groups, and a step.
+    """Networks, a partition of them into parameter groups, and a step. Built as Class(data: DataFacts, *, …).
 
     groups: group name -> the networks (attribute paths) it owns; every network is in one group, or in none if
         nothing ever trains it.
+    replicated: groups whose loss differentiates a gradient (by torch.func.grad); FSDP does not shard them.
+    condition: what samples are conditioned on, if on anything.
     value_range: what the images are scaled to. levels: depth of the latent hierarchy.
-    prior_scale: standard deviation of the deepest code under its prior.
-    interpolated: the level whose codes pictures interpolate; None for the deepest.
-    batches_per_step: how many batches a step takes from the stream.
     batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
         micro-batched, and needs `gather` to be the same on any number of processes.
-    double_backward: groups whose loss differentiates a gradient; they stay replicated and eager.
+    pretrained: group -> a run folder whose networks of the same names it starts from.
     """
 
     groups: Mapping[str, tuple[str, ...]]
+    replicated: frozenset[str] = frozenset()
+    condition: Literal["labels", "embeddings"] | None = None
     value_range: tuple[float, float] = (0.0, 1.0)
     levels: int = 1
-    prior_scale: float = 1.0
-    interpolated: int | None = None
-    batches_per_step: int = 1
     batch_coupled: bool = False
-    double_backward: frozenset[str] = frozenset()
+    pretrained: Mapping[str, Path] = {}
 
     def __init__(self) -> None:
         super().__init__()
         self.gather: Callable[[Tensor], Tensor] = lambda rows: rows
         """Rows of all processes, with gradient: [B, ...] -> [world * B, ...]. The trainer sets it."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of the training, one after the other."""
+        return (Stage("train", self.step),)
 
     def step(self, batches: Iterator[Batch], update: Update) -> None:
         """One training step, as the paper's algorithm prints it."""
@@ -80,13 +154,20 @@ class Algorithm(nn.Module):
         """Codes of a level to images, by means."""
         raise NotImplementedError
 
-    def generators(self) -> Mapping[str, Callable[[Noise], Tensor]]:
-        """The generative models by name ("" where there is but one): noise of B rows -> B codes of level 1."""
+    def priors(self, condition: Tensor | None = None) -> Mapping[str, Prior]:
+        """The generative models by name: noise of B rows -> B codes of level 1.
+
+        condition: [B] labels or [B, E] embeddings, where the algorithm has a condition.
+        """
         raise NotImplementedError
 
-    def sample(self, noise: Noise) -> Tensor:
+    def grid(self, side: int) -> Tensor | None:
+        """A square of side x side codes of the deepest level that is worth a picture, row by row, if there is one."""
+        return None
+
+    def sample(self, noise: Noise, condition: Tensor | None = None) -> Tensor:
         """One image per row of the noise, from the first generative model."""
-        return self.decode(next(iter(self.generators().values()))(noise))
+        return self.decode(next(iter(self.priors(condition).values()))(noise))
 
     def reconstruct(self, x: Tensor, level: int = 1) -> Tensor:
         """Encode up to a level and decode down again."""

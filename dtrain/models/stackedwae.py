@@ -3,34 +3,110 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import torch
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from torch import Tensor, nn
-from typing_extensions import TypedDict
 
 from dtrain.data.batch import Batch
 from dtrain.losses.gaussian import expected_squared_cost, log_variance_penalty, squared_cost
 from dtrain.losses.mmd import imq_mmd
-from dtrain.models.base import Algorithm, Terms, Update
+from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Scale, Terms, Update, Weight
 from dtrain.nets.mlp import GaussianMLP, ImageMLP
 from dtrain.nets.resnet import GaussianResNet, ImageResNet, double, halve, same
 from dtrain.noise import Noise
 
-Dimension = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
 Schedule = Literal["mnist", "svhn", "celeba"]
+Shape = tuple[int, ...]
 
 
-class Level(TypedDict):
-    """One row of the paper's Figure 10. latent: (features, side, side); resample: whether the side halves."""
+class Dense(BaseModel):
+    """A level of fully connected networks: units of their two hidden layers, dimensions of its code (B.1)."""
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    hidden: Dimension
+    latent: Dimension
+
+    def shape(self, below: Shape) -> Shape:
+        """Of the level's code, on codes (or images) of the shape `below`."""
+        return (self.latent,)
+
+    def encoder(self, below: Shape, width: int) -> nn.Module:
+        """q(z | below)."""
+        return GaussianMLP(math.prod(below), width * self.hidden, (self.latent,))
+
+    def decoder(self, below: Shape, width: int) -> nn.Module:
+        """p(below | z)."""
+        return GaussianMLP(self.latent, width * self.hidden, below)
+
+    def image_decoder(self, image: Shape, width: int, symmetric: bool) -> nn.Module:
+        """The image, given z of the first level."""
+        return ImageMLP(self.latent, width * self.hidden, image, symmetric)
+
+
+class Convolutional(BaseModel):
+    """A level of residual networks, a row of Figure 10. latent: features, side, side; resample: the side halves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
     kernel: Dimension
     filters: Dimension
     resample: bool
     latent: tuple[Dimension, Dimension, Dimension]
+
+    def shape(self, below: Shape) -> Shape:
+        """Of the level's code. ValueError where its side is not what the resampling gives."""
+        if len(below) != 3:
+            raise ValueError(
+                f"a convolutional level cannot stand on the {math.prod(below)} dimensions of a dense one"
+            )
+        side = below[1:]
+        if self.resample and (side[0] % 2 or side[1] % 2):
+            raise ValueError(f"a side of {side[0]} x {side[1]} cannot be halved")
+        side = (side[0] // 2, side[1] // 2) if self.resample else side
+        if self.latent[1:] != side:
+            raise ValueError(f"latent={list(self.latent)}: the side at this level is {side[0]} x {side[1]}")
+        return self.latent
+
+    def encoder(self, below: Shape, width: int) -> nn.Module:
+        """q(z | below)."""
+        down = halve if self.resample else same
+        filters = width * self.filters
+        return GaussianResNet(below[0], filters, self.latent[0], self.kernel, down, nn.LeakyReLU(0.2))
+
+    def decoder(self, below: Shape, width: int) -> nn.Module:
+        """p(below | z)."""
+        up = double if self.resample else same
+        return GaussianResNet(self.latent[0], width * self.filters, below[0], self.kernel, up, nn.ReLU())
+
+    def image_decoder(self, image: Shape, width: int, symmetric: bool) -> nn.Module:
+        """The image, given z of the first level."""
+        up = double if self.resample else same
+        return ImageResNet(self.latent[0], width * self.filters, image[0], self.kernel, up, symmetric)
+
+
+def _kind(row: Any) -> str:
+    keys = row if isinstance(row, dict) else row.__dict__
+    return "convolutional" if "kernel" in keys or "filters" in keys else "dense"
+
+
+Level = Annotated[
+    Annotated[Dense, Tag("dense")] | Annotated[Convolutional, Tag("convolutional")], Discriminator(_kind)
+]
+Levels = Annotated[list[Level], Field(min_length=1)]
+
+
+def latent_shapes(image: Shape, levels: list[Level]) -> list[Shape]:
+    """The shapes of x and z_1 .. z_N. ValueError naming the level that does not fit the one below."""
+    shapes = [image]
+    for i, level in enumerate(levels):
+        try:
+            shapes.append(level.shape(shapes[-1]))
+        except ValueError as e:
+            raise ValueError(f"model.levels.{i}: {e}") from e
+    return shapes
 
 
 def level_weights(schedule: Schedule, lambda_rec: float, dims: list[int]) -> list[float]:
@@ -53,66 +129,46 @@ def variance_weights(lambda_sigma: float, decay: float, levels: int) -> list[flo
 
 def draw(mean: Tensor, variance: Tensor, noise: Noise, site: str) -> Tensor:
     """One sample of N(mean, diag variance) per row."""
-    return mean + variance.sqrt() * noise.normal(site, *mean.shape[1:]).to(mean.dtype)
+    return mean + variance.sqrt() * noise.normal(site, *mean.shape[1:])
 
 
 class StackedWAE(Algorithm):
     """Encoders q(z_i | z_{i-1}) and decoders p(z_{i-1} | z_i), z_0 = x, one parameter group per level.
 
     encoders[i], decoders[i] connect level i (0 is the image) and level i + 1. All are diagonal Gaussians except the
-    bottom decoder, which is deterministic.
+    bottom decoder, which is deterministic. width multiplies the units or filters of every level. symmetric: pixels in
+    [-1, 1] and a tanh, otherwise in [0, 1] and a sigmoid.
     """
 
     batch_coupled = True  # the MMD of a batch is not a mean over its samples
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        data: DataFacts,
         *,
-        latent_dims: Annotated[list[Dimension], Field(min_length=1)],
-        hidden: Annotated[list[Dimension], Field(min_length=1)],
+        levels: Levels,
+        width: Dimension = 1,
+        symmetric: bool = False,
         lambda_rec: Weight,
         lambda_match: Weight,
-        weights: Schedule,
-        prior_scale: Annotated[float, Field(gt=0)] = 1.0,
+        schedule: Schedule,
+        prior_scale: Scale = 1.0,
         lambda_sigma: Weight = 0.0,
         lambda_sigma_decay: float = 0.0,
     ) -> None:
         super().__init__()
-        if len(hidden) != len(latent_dims):
-            raise ValueError(f"model.hidden has {len(hidden)} levels, model.latent_dims has {len(latent_dims)}")
-        below = [math.prod(image_shape), *latent_dims]
-        encoders = [GaussianMLP(below[i], h, below[i + 1]) for i, h in enumerate(hidden)]
-        decoders = [GaussianMLP(below[i + 1], h, below[i]) for i, h in enumerate(hidden) if i]
-        bottom = ImageMLP(below[1], hidden[0], image_shape)
-        self._stack(encoders, [bottom, *decoders], image_shape, [(d,) for d in latent_dims])
-        self._weigh(lambda_rec, lambda_match, weights, prior_scale, lambda_sigma, lambda_sigma_decay)
-
-    def _stack(
-        self,
-        encoders: Sequence[nn.Module],
-        decoders: Sequence[nn.Module],
-        image_shape: tuple[int, int, int],
-        shapes: list[tuple[int, ...]],
-    ) -> None:
-        """The networks of every level, bottom up, and the shapes of x and z_1 .. z_N."""
-        self.image_shape = image_shape
-        self.encoders, self.decoders, self.latent_shapes = nn.ModuleList(encoders), nn.ModuleList(decoders), shapes
-        self.levels = len(shapes)
+        self.value_range = (-1.0 if symmetric else 0.0, 1.0)
+        self.shapes = latent_shapes(data.image_shape, levels)
+        self.levels = len(levels)
+        self.encoders = nn.ModuleList(
+            [r.encoder(below, width) for r, below in zip(levels, self.shapes, strict=False)]
+        )
+        upper = [r.decoder(below, width) for r, below in zip(levels[1:], self.shapes[1:], strict=False)]
+        self.decoders = nn.ModuleList([levels[0].image_decoder(data.image_shape, width, symmetric), *upper])
         self.groups = {f"level{i + 1}": (f"encoders.{i}", f"decoders.{i}") for i in range(self.levels)}
-
-    def _weigh(
-        self,
-        lambda_rec: float,
-        lambda_match: float,
-        weights: Schedule,
-        prior_scale: float,
-        lambda_sigma: float,
-        lambda_sigma_decay: float,
-    ) -> None:
-        """The weights of the objective's terms."""
         self.lambda_match, self.prior_scale = lambda_match, prior_scale
-        self.weights = level_weights(weights, lambda_rec, [math.prod(s) for s in self.latent_shapes])
+        self.weights = level_weights(schedule, lambda_rec, [math.prod(s) for s in self.shapes[1:]])
+        self.penalised = lambda_sigma > 0
         self.variance_weights = variance_weights(lambda_sigma, lambda_sigma_decay, self.levels)
 
     def step(self, batches: Iterator[Batch], update: Update) -> None:
@@ -132,11 +188,10 @@ class StackedWAE(Algorithm):
                 terms["x"] = squared_cost(batch.x, self.decoders[0](z))
             else:
                 terms[f"z{i}"] = self.weights[i - 1] * expected_squared_cost(below, *self.decoders[i](z))
-            if self.variance_weights[i]:
+            if self.penalised:
                 terms[f"var{i + 1}"] = self.variance_weights[i] * log_variance_penalty(variance)
             below = z
-        prior = self.prior_scale * batch.noise.normal("prior", *below.shape[1:]).to(below.dtype)
-        mmd = imq_mmd(self.gather(below), self.gather(prior), self.prior_scale)
+        mmd = imq_mmd(self.gather(below), self.gather(self.draw_deepest(batch.noise)), self.prior_scale)
         terms["mmd"] = self.lambda_match * mmd
         return terms
 
@@ -157,19 +212,30 @@ class StackedWAE(Algorithm):
             z, _ = decoder(z)
         return self.decoders[0](z)
 
-    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
-        return {"": self.sample_codes}
+    def draw_deepest(self, noise: Noise) -> Tensor:
+        """z_N from its prior N(0, prior_scale^2 I)."""
+        return self.prior_scale * noise.normal("prior", *self.shapes[-1])
 
     def sample_codes(self, noise: Noise) -> Tensor:
         """z_1 of the generative model: z_N from the prior, then z_{i-1} ~ p(z_{i-1} | z_i) down the chain (Eq. 1)."""
-        z = self.prior_scale * noise.normal("prior", *self.latent_shapes[-1])
+        z = self.draw_deepest(noise)
         for i in range(self.levels - 1, 0, -1):
             mean, variance = self.decoders[i](z)
             z = draw(mean, variance, noise, f"decode{i}")
         return z
 
+    def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
+        return {"chain": self.sample_codes}
+
+    def grid(self, side: int) -> Tensor | None:
+        """From -2 to 2 standard deviations of the prior: to the right the first coordinate, upwards the second."""
+        if self.shapes[-1] != (2,):
+            return None
+        line = self.prior_scale * torch.linspace(-2, 2, side)
+        return torch.stack(torch.meshgrid(-line, line, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
+
     def summary(self) -> str:
-        shapes = " x ".join(map(str, self.image_shape)), *(" x ".join(map(str, s)) for s in self.latent_shapes)
+        shapes = [" x ".join(map(str, s)) for s in self.shapes]
         return ", ".join(f"z_{i} {shape}" if i else f"x {shape}" for i, shape in enumerate(shapes))
 
 
@@ -181,16 +247,17 @@ class HierarchicalWAE(StackedWAE):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        data: DataFacts,
         *,
-        latent_dims: Annotated[list[Dimension], Field(min_length=1)],
-        hidden: Annotated[list[Dimension], Field(min_length=1)],
+        levels: Levels,
+        width: Dimension = 1,
+        symmetric: bool = False,
         lambda_match: Weight,
-        prior_scale: Annotated[float, Field(gt=0)] = 1.0,
+        prior_scale: Scale = 1.0,
     ) -> None:
         super().__init__(
-            image_shape, latent_dims=latent_dims, hidden=hidden, lambda_rec=0.0, lambda_match=lambda_match,
-            weights="svhn", prior_scale=prior_scale,
+            data, levels=levels, width=width, symmetric=symmetric, lambda_rec=0.0, lambda_match=lambda_match,
+            schedule="svhn", prior_scale=prior_scale,
         )  # fmt: skip
         upper = {f"level{i + 1}": (f"decoders.{i}",) for i in range(1, self.levels)}
         self.groups = {"level1": self.groups["level1"], **upper}
@@ -199,60 +266,6 @@ class HierarchicalWAE(StackedWAE):
         """Eq. 8: c(x, x_hat) through z_1, and the MMD between its codes and the z_1 of the generative model."""
         mean, variance = self.encoders[0](batch.x)
         z = draw(mean, variance, batch.noise, "z1")
-        learned = self.sample_codes(batch.noise).to(z.dtype)
+        learned = self.sample_codes(batch.noise)
         mmd = imq_mmd(self.gather(z), self.gather(learned), self.prior_scale)
         return {"x": squared_cost(batch.x, self.decoders[0](z)), "mmd": self.lambda_match * mmd}
-
-
-class ConvStackedWAE(StackedWAE):
-    """StackedWAE with residual networks (SVHN with 6 levels, CelebA with 10).
-
-    width multiplies the filters of every level. symmetric: pixels in [-1, 1] and a tanh, otherwise in [0, 1] and a
-    sigmoid.
-    """
-
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        *,
-        table: Annotated[list[Level], Field(min_length=1)],
-        width: Dimension = 1,
-        symmetric: bool = True,
-        lambda_rec: Weight,
-        lambda_match: Weight,
-        weights: Schedule,
-        prior_scale: Annotated[float, Field(gt=0)] = 1.0,
-        lambda_sigma: Weight = 0.0,
-        lambda_sigma_decay: float = 0.0,
-    ) -> None:
-        Algorithm.__init__(self)
-        self.value_range = (-1.0 if symmetric else 0.0, 1.0)
-        shapes = check_table(image_shape, table)
-        encoders: list[nn.Module] = []
-        decoders: list[nn.Module] = []
-        for i, level in enumerate(table):
-            kernel, filters = level["kernel"], width * level["filters"]
-            below, above = ([image_shape, *shapes][j][0] for j in (i, i + 1))
-            down, up = (halve, double) if level["resample"] else (same, same)
-            encoders.append(GaussianResNet(below, filters, above, kernel, down, nn.LeakyReLU(0.2)))
-            if i:
-                decoders.append(GaussianResNet(above, filters, below, kernel, up, nn.ReLU()))
-            else:
-                decoders.append(ImageResNet(above, filters, below, kernel, up, symmetric))
-        self._stack(encoders, decoders, image_shape, shapes)
-        self._weigh(lambda_rec, lambda_match, weights, prior_scale, lambda_sigma, lambda_sigma_decay)
-
-
-def check_table(image_shape: tuple[int, int, int], table: list[Level]) -> list[tuple[int, ...]]:
-    """The latent shapes of the table. ValueError where a level's side is not what its resampling gives."""
-    shapes: list[tuple[int, ...]] = []
-    side = image_shape[1:]
-    for i, level in enumerate(table):
-        if level["resample"] and (side[0] % 2 or side[1] % 2):
-            raise ValueError(f"model.table.{i}: a side of {side[0]} x {side[1]} cannot be halved")
-        side = (side[0] // 2, side[1] // 2) if level["resample"] else side
-        shape = tuple(level["latent"])
-        if shape[1:] != side:
-            raise ValueError(f"model.table.{i}.latent={list(shape)}: the side at this level is {side[0]} x {side[1]}")
-        shapes.append(shape)
-    return shapes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -11,48 +11,48 @@ from torch import Tensor, nn
 
 from dtrain.data.batch import Batch
 from dtrain.losses.adversarial import critic_loss, fooling_loss
-from dtrain.models.base import Algorithm, Terms, Update
-from dtrain.nets.dcgan import CodeCritic, ImageDecoder, ImageEncoder, PatchCritic
-from dtrain.nets.mlp import MLP, full_precision
+from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Stage, Terms, Update, Weight
+from dtrain.nets.dcgan import ImageDecoder, ImageEncoder, PatchCritic
+from dtrain.nets.mlp import MLP, CodeCritic
 from dtrain.noise import Noise
 
-Dimension = Annotated[int, Field(gt=0)]
-Prior = Literal["normal", "uniform"]
+Distribution = Literal["normal", "uniform"]
 
 
 class Head(nn.Module):
     """Stage II for one prior: E2, G2 and their critic D2 on codes h of stage I."""
 
-    def __init__(self, prior: Prior, code: int, latent: int, hidden: int) -> None:
+    def __init__(self, prior: Distribution, code_dim: int, latent_dim: int, hidden: int) -> None:
         super().__init__()
-        self.prior, self.latent = prior, latent
-        self.encoder, self.decoder = MLP(code, hidden, latent, depth=3), MLP(latent, hidden, code, depth=3)
-        self.critic = CodeCritic(latent, hidden)
+        self.prior, self.latent_dim = prior, latent_dim
+        self.encoder = MLP(code_dim, hidden, latent_dim, depth=3)
+        self.decoder = MLP(latent_dim, hidden, code_dim, depth=3)
+        self.critic = CodeCritic(latent_dim, hidden)
 
     def draw(self, noise: Noise) -> Tensor:
-        """z from N(0, I) or U(-1, 1): float32 [B, latent]."""
+        """z from N(0, I) or U(-1, 1): [B, latent_dim]."""
         if self.prior == "normal":
-            return noise.normal("prior", self.latent)
-        return 2 * noise.uniform("prior", self.latent) - 1
+            return noise.normal("prior", self.latent_dim)
+        return 2 * noise.uniform("prior", self.latent_dim) - 1
 
     def sample_codes(self, noise: Noise) -> Tensor:
         """h = G2(z)."""
-        return full_precision(self.decoder(self.draw(noise)))
+        return self.decoder(self.draw(noise))
 
     def reconstruct(self, h: Tensor) -> Tensor:
         """G2(E2 h)."""
-        return full_precision(self.decoder(full_precision(self.encoder(h))))
+        return self.decoder(self.encoder(h))
 
     def critic_loss(self, h: Tensor, noise: Noise) -> Terms:
         """D2 ascends log D2(z) + log(1 - D2(E2 h))."""
         with torch.no_grad():
-            codes = full_precision(self.encoder(h))
-        return {"critic": critic_loss(self.critic(self.draw(noise).to(codes.dtype)), self.critic(codes))}
+            codes = self.encoder(h)
+        return {"critic": critic_loss(self.critic(self.draw(noise)), self.critic(codes))}
 
     def autoencoder_loss(self, h: Tensor) -> Terms:
         """E2, G2 descend |h - G2(E2 h)|^2 - log D2(E2 h) (Eq. 4), the square as a mean over elements."""
-        codes = full_precision(self.encoder(h))
-        error = (full_precision(self.decoder(codes)) - h).square().mean()
+        codes = self.encoder(h)
+        error = (self.decoder(codes) - h).square().mean()
         return {"code": error, "fool": fooling_loss(self.critic(codes))}
 
 
@@ -64,41 +64,43 @@ class SWAE(Algorithm):
 
     value_range = (-1.0, 1.0)
     levels = 2
-    interpolated = 1
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        data: DataFacts,
         *,
-        code: Dimension,
-        latent: Dimension,
+        code_dim: Dimension,
+        latent_dim: Dimension,
         width: Dimension = 64,
         hidden: Dimension = 512,
-        priors: Annotated[list[Prior], Field(min_length=1)],
-        lambda_adversary: Annotated[float, Field(ge=0)] = 1e-3,
+        priors: Annotated[list[Distribution], Field(min_length=1)],
+        lambda_adversary: Weight = 1e-3,
         inner_steps: Dimension = 2,
         fresh_batches: bool = False,
     ) -> None:
         super().__init__()
         if len(set(priors)) < len(priors):
             raise ValueError(f"model.priors={priors}: each prior at most once")
-        self.lambda_adversary, self.inner_steps, self.fresh_batches = lambda_adversary, inner_steps, fresh_batches
-        self.batches_per_step = inner_steps if fresh_batches else 1
-        self.encoder = ImageEncoder(image_shape, code, width)
-        self.decoder = ImageDecoder(image_shape, code, width)
+        self.lambda_adversary, self.adversarial = lambda_adversary, lambda_adversary > 0
+        self.inner_steps, self.fresh_batches = inner_steps, fresh_batches
+        self.encoder = ImageEncoder(data.image_shape, code_dim, width)
+        self.decoder = ImageDecoder(data.image_shape, code_dim, width)
         self.groups = {"autoencoder1": ("encoder", "decoder")}
-        if lambda_adversary:
-            self.critic = PatchCritic(image_shape[0], width)
+        if self.adversarial:
+            self.critic = PatchCritic(data.image_shape[0], width)
             self.groups["critic1"] = ("critic",)
-        self.heads = nn.ModuleDict({prior: Head(prior, code, latent, hidden) for prior in priors})
+        self.heads = nn.ModuleDict({prior: Head(prior, code_dim, latent_dim, hidden) for prior in priors})
         for prior in priors:
             self.groups[f"critic2_{prior}"] = (f"heads.{prior}.critic",)
             self.groups[f"autoencoder2_{prior}"] = (f"heads.{prior}.encoder", f"heads.{prior}.decoder")
 
+    def stages(self) -> tuple[Stage, ...]:
+        return (Stage("train", self.step, self.inner_steps if self.fresh_batches else 1),)
+
     def step(self, batches: Iterator[Batch], update: Update) -> None:
         """Algorithm 1. With fresh_batches the inner loop goes on to other images."""
         batch = next(batches)
-        if self.lambda_adversary:
+        if self.adversarial:
             update("critic1", self.critic1_loss, batch)
         update("autoencoder1", self.autoencoder1_loss, batch)
         for i in range(self.inner_steps):
@@ -119,7 +121,7 @@ class SWAE(Algorithm):
         """E1, G1 descend |x - G1(E1 x)|^2 - lambda log D1(G1(E1 x)) (Eq. 3), the square as a mean over elements."""
         reconstruction = self.reconstruct(batch.x)
         terms = {"x": (reconstruction - batch.x).square().mean()}
-        if self.lambda_adversary:
+        if self.adversarial:
             terms["fool"] = self.lambda_adversary * fooling_loss(self.critic(reconstruction))
         return terms
 
@@ -148,10 +150,10 @@ class SWAE(Algorithm):
 
     def encode(self, x: Tensor, level: int = 1) -> Tensor:
         h = self.encoder(x)
-        return h if level == 1 else full_precision(self.first.encoder(h))
+        return h if level == 1 else self.first.encoder(h)
 
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
-        return self.decoder(z if level == 1 else full_precision(self.first.decoder(z)))
+        return self.decoder(z if level == 1 else self.first.decoder(z))
 
-    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
+    def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
         return {prior: head.sample_codes for prior, head in self.by_prior.items()}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated
+from collections.abc import Iterator
 
-from pydantic import Field
 from torch import Tensor
 
 from dtrain.data.batch import Batch
 from dtrain.losses.gaussian import squared_cost
 from dtrain.losses.mmd import imq_mmd
-from dtrain.models.base import Algorithm, Terms, Update
+from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Scale, Terms, Update, Weight
 from dtrain.nets.dcgan import ImageDecoder, ImageEncoder
 from dtrain.noise import Noise
 
-Dimension = Annotated[int, Field(gt=0)]
 RECONSTRUCTION = 0.05  # of the squared error's sum over the elements
 
 
@@ -27,17 +24,17 @@ class WAE(Algorithm):
 
     def __init__(
         self,
-        image_shape: tuple[int, int, int],
+        data: DataFacts,
         *,
-        code: Dimension,
+        code_dim: Dimension,
         width: Dimension = 64,
-        lambda_match: Annotated[float, Field(ge=0)],
-        prior_scale: Annotated[float, Field(gt=0)] = 1.0,
+        lambda_match: Weight,
+        prior_scale: Scale = 1.0,
     ) -> None:
         super().__init__()
-        self.code, self.lambda_match, self.prior_scale = code, lambda_match, prior_scale
-        self.encoder = ImageEncoder(image_shape, code, width)
-        self.decoder = ImageDecoder(image_shape, code, width)
+        self.code_dim, self.lambda_match, self.prior_scale = code_dim, lambda_match, prior_scale
+        self.encoder = ImageEncoder(data.image_shape, code_dim, width)
+        self.decoder = ImageDecoder(data.image_shape, code_dim, width)
         self.groups = {"autoencoder": ("encoder", "decoder")}
 
     def step(self, batches: Iterator[Batch], update: Update) -> None:
@@ -46,7 +43,7 @@ class WAE(Algorithm):
     def objective(self, batch: Batch) -> Terms:
         """0.05 |x - G(E x)|^2 + lambda MMD(E x, z)."""
         z = self.encoder(batch.x)
-        mmd = imq_mmd(self.gather(z), self.gather(self.sample_codes(batch.noise).to(z.dtype)), self.prior_scale)
+        mmd = imq_mmd(self.gather(z), self.gather(self.sample_codes(batch.noise)), self.prior_scale)
         return {
             "x": RECONSTRUCTION * squared_cost(batch.x, self.decoder(z)),
             "mmd": self.lambda_match * mmd,
@@ -63,7 +60,7 @@ class WAE(Algorithm):
 
     def sample_codes(self, noise: Noise) -> Tensor:
         """z from the prior."""
-        return self.prior_scale * noise.normal("prior", self.code)
+        return self.prior_scale * noise.normal("prior", self.code_dim)
 
-    def generators(self) -> dict[str, Callable[[Noise], Tensor]]:
-        return {"": self.sample_codes}
+    def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
+        return {"normal": self.sample_codes}

@@ -78,16 +78,3 @@ class PatchCritic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return full_precision(self.body(x))
-
-
-class CodeCritic(nn.Module):
-    """[B, d] -> float32 logits [B, 1]: four hidden layers."""
-
-    def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__()
-        sizes = [inputs, *[hidden] * 4]
-        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.LeakyReLU(SLOPE))]
-        self.body = nn.Sequential(*layers, nn.Linear(hidden, 1))
-
-    def forward(self, z: Tensor) -> Tensor:
-        return full_precision(self.body(z))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Sequential):
-    """[B, ...] -> [B, out]: hidden layers of one width, each linear, batch norm, ReLU; then linear."""
+    """[B, ...] -> float32 [B, out]: hidden layers of one width, each linear, batch norm, ReLU; then linear."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 2) -> None:
         def block(n: int) -> list[nn.Module]:
@@ -34,26 +35,47 @@ class MLP(nn.Sequential):
         layers = [m for i in range(depth) for m in block(hidden if i else inputs)]
         super().__init__(nn.Flatten(), *layers, nn.Linear(hidden, outputs))
 
+    def forward(self, input: Tensor) -> Tensor:
+        return full_precision(super().forward(input))
+
+
+class CodeCritic(nn.Module):
+    """[B, d] -> float32 logits [B, 1]: four hidden layers."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        sizes = [inputs, *[hidden] * 4]
+        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
+        self.body = nn.Sequential(*layers, nn.Linear(hidden, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return full_precision(self.body(z))
+
 
 class GaussianMLP(Recomputable):
-    """A diagonal Gaussian given its input: forward([B, ...]) -> mean, variance, both float32 [B, outputs]."""
+    """A diagonal Gaussian given its input: forward([B, ...]) -> mean, variance, both float32 [B, *shape]."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.body = MLP(inputs, hidden, 2 * outputs)
+        self.body = MLP(inputs, hidden, 2 * math.prod(shape))
+        self.shape = shape
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = full_precision(self.through(self.body, x)).chunk(2, dim=1)
-        return mean, variance_of(raw)
+        mean, raw = self.through(self.body, x).chunk(2, dim=1)
+        return mean.view(-1, *self.shape), variance_of(raw).view(-1, *self.shape)
 
 
 class ImageMLP(Recomputable):
-    """A deterministic image given a code: forward([B, d]) -> float32 [B, C, H, W] in [0, 1]."""
+    """A deterministic image given a code: forward([B, d]) -> float32 [B, C, H, W].
 
-    def __init__(self, inputs: int, hidden: int, image_shape: tuple[int, int, int]) -> None:
+    In [-1, 1] by a tanh where symmetric, otherwise in [0, 1] by a sigmoid.
+    """
+
+    def __init__(self, inputs: int, hidden: int, shape: tuple[int, ...], symmetric: bool) -> None:
         super().__init__()
-        self.body = MLP(inputs, hidden, math.prod(image_shape))
-        self.image_shape = image_shape
+        self.squash = torch.tanh if symmetric else torch.sigmoid
+        self.body = MLP(inputs, hidden, math.prod(shape))
+        self.shape = shape
 
     def forward(self, z: Tensor) -> Tensor:
-        return full_precision(self.through(self.body, z)).sigmoid().view(-1, *self.image_shape)
+        return self.squash(self.through(self.body, z)).view(-1, *self.shape)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtrain.data.batch import Batch, heads, to_float
+from dtrain.data.batch import Batch, flipped, to_float
 from dtrain.noise import Noise
 
 
@@ -28,10 +28,10 @@ def test_mirroring_flips_only_the_chosen_images_left_to_right() -> None:
 
 
 def test_the_coin_is_fair_and_depends_only_on_the_position() -> None:
-    coins = heads(Noise.of(20_000, seed=3))
+    coins = flipped(Noise.of(20_000, seed=3))
     assert abs(coins.float().mean().item() - 0.5) < 4 * 0.5 / 20_000**0.5
-    assert torch.equal(heads(Noise(3, torch.tensor([17, 4, 9_999]))), coins[[17, 4, 9_999]])
-    assert not torch.equal(heads(Noise.of(20_000, seed=4)), coins)
+    assert torch.equal(flipped(Noise(3, torch.tensor([17, 4, 9_999]))), coins[[17, 4, 9_999]])
+    assert not torch.equal(flipped(Noise.of(20_000, seed=4)), coins)
 
 
 def test_chunks_carry_every_field() -> None:

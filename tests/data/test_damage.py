@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtrain.data.build import build_loader
-from dtrain.data.checks import row_checksums
+from dtrain.data.checksums import row_checksums
 from dtrain.data.shards import ShardError, open_split
 from tests.data.backends import backends, needs
 

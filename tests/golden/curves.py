@@ -19,7 +19,7 @@ CURVES = {
     "stackedwae": ("stackedwae", ()),
     "stackedwae_sigma": (
         "stackedwae",
-        ("model.weights=svhn", "++model.lambda_sigma=2.5", "++model.lambda_sigma_decay=0.83"),
+        ("model.schedule=svhn", "++model.lambda_sigma=2.5", "++model.lambda_sigma_decay=0.83"),
     ),
     "adversary": ("adversary", ("optim.default.ema=0.9", "optim.default.schedule=cosine")),
     "swae": ("swae", ("model.inner_steps=2",)),

@@ -132,7 +132,7 @@ SCRIPTS: dict[str, tuple[list[str], str, tuple[int, int, int], list[str]]] = {
         (64, 64, 3),
         ["model.width=8", "evaluate.manipulate=[]"],
     ),
-    "mnist_grid.sh": (["--array=7"], "quickstart", (8, 8, 1), list(SMALL)),
+    "mnist_grid.sh": (["--array=7"], "quickstart", (28, 28, 1), list(SMALL)),
 }
 
 

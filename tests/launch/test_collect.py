@@ -57,6 +57,8 @@ def test_seeds_share_a_row_and_missing_points_are_named(
     assert not (tmp_path / "out" / "heatmap.png").exists(), "one swept key has no map"
     with pytest.raises(ConfigError, match="the runs have mse, objective"):
         collect(sweep, tmp_path / "out", "fid", None)
+    with pytest.raises(ConfigError, match="no known family"):
+        collect(sweep, tmp_path / "out", "score", None)
     with pytest.raises(ConfigError, match="the sweep varies"):
         collect(sweep, tmp_path / "out", "objective", ["seed", "model.lambda_rec"])
     append_line(sweep.points[0].run / "metrics.jsonl", {"kind": "evaluation", "step": 5, "time": 1.0, "fid": 9.0})
@@ -70,10 +72,18 @@ def test_a_diverged_run_is_never_best(tmp_path: Path, shards: Path) -> None:
     assert [g.values["model.lambda_rec"] for g in grouped(read_rows(sweep), "objective")] == [0.5, 0.1]
 
 
+def test_the_best_point_is_the_largest_where_larger_is_better(tmp_path: Path, shards: Path) -> None:
+    sweep = made(tmp_path, shards, "model.lambda_rec=.1,.5,1")
+    for point, score in zip(sweep.points, (2.0, 9.0, float("nan")), strict=True):
+        finish(point.run, **{"objective": 1.0, "isc/digits/normal": score})
+    found = grouped(read_rows(sweep), "isc/digits/normal")
+    assert [s.values["model.lambda_rec"] for s in found] == [0.5, 0.1, 1]
+
+
 def test_the_heat_map_frames_the_best_cell(tmp_path: Path) -> None:
     axes: dict[str, list[Any]] = {"a": [1, 2, 3], "b": [10, 20]}
     scores = {(("a", a), ("b", b)): a + b / 100 for a in (1, 2, 3) for b in (10, 20) if (a, b) != (1, 10)}
-    assert np.allclose(cells(scores, axes), [[np.nan, 1.2], [2.1, 2.2], [3.1, 3.2]], equal_nan=True)
+    assert np.allclose(cells(scores, axes, "objective"), [[np.nan, 1.2], [2.1, 2.2], [3.1, 3.2]], equal_nan=True)
     draw(tmp_path / "map.png", scores, axes, "objective")
     pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
     red = np.argwhere((pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=-1) < 60))
@@ -85,7 +95,8 @@ def test_the_heat_map_frames_the_best_cell(tmp_path: Path) -> None:
 
 def test_a_cell_shows_the_best_over_the_other_keys() -> None:
     scores = {(("a", 1), ("b", 1), ("c", c)): float(c) for c in (3, 2, 5)}
-    assert cells(scores, {"a": [1], "b": [1]}).tolist() == [[2.0]]
+    assert cells(scores, {"a": [1], "b": [1]}, "objective").tolist() == [[2.0]]
+    assert cells(scores, {"a": [1], "b": [1]}, "isc/digits/normal").tolist() == [[5.0]]
 
 
 def test_the_same_points_in_any_order_are_the_same_sweep(tmp_path: Path, shards: Path) -> None:

@@ -28,7 +28,7 @@ def test_every_sweep_syntax_expands() -> None:
     assert swept("seed", "seed=3,1,2") == ["3", "1", "2"]
     assert swept("seed", "seed=range(0,6,2)") == ["0", "2", "4"]
     assert swept("model.lambda_rec", "model.lambda_rec=choice(.5,1)") == ["0.5", "1"]
-    assert swept("model.hidden", "model.hidden=[4],[5]") == ["[4]", "[5]"]
+    assert swept("evaluate.strengths", "evaluate.strengths=[4],[5]") == ["[4]", "[5]"]
     assert {"resident", "ffcv", "dali"} <= set(swept("loader", "loader=glob(*)"))
     product = expand(["seed=1,2", "model.lambda_rec=.1,.2"])
     assert product == [[f"seed={s}", f"model.lambda_rec={r}"] for s in (1, 2) for r in (0.1, 0.2)]
@@ -89,8 +89,8 @@ def test_only_what_can_be_built_is_remembered(shards: Path, tmp_path: Path) -> N
         (["model.lamda_rec=1,2"], "did you mean 'lambda_rec'"),
         (["model.lambda_rec=1,-1,abc"], "point 1 (model.lambda_rec=-1): model.lambda_rec=-1: input should be"),
         (
-            ["model.hidden=[4],[4,4]", "model.latent_dims=[2]"],
-            "point 1 (model.hidden=[4,4]): model.hidden has 2 levels",
+            ["model.levels.0.latent=4,0"],
+            "point 1 (model.levels.0.latent=0): model.levels.0.latent=0: input should be greater",
         ),
         (["model=stackedwae,nosuch"], "point 1 (model=nosuch)"),
         (["trainer.batch_size=8,9"], "point 1 (trainer.batch_size=9)"),

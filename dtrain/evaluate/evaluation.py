@@ -1,0 +1,66 @@
+"""What every measure and every picture is a function of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dtrain.config import EvaluateConfig
+from dtrain.data.build import Loader
+from dtrain.models.base import Algorithm, Prior, Site
+from dtrain.noise import Noise
+from dtrain.world import gather
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An algorithm in evaluation mode at its site, and the held-out images. cache: a folder for features of the data.
+
+    Every rank has one, and calls the same functions of it in the same order.
+    """
+
+    algorithm: Algorithm
+    site: Site
+    heldout: Loader
+    settings: EvaluateConfig
+    cache: Path
+
+    def noise(self, count: int) -> Noise:
+        """Of samples that do not depend on the data."""
+        return Noise.of(count, self.settings.seed, device=self.site.world.device)
+
+    def condition(self, position: Tensor) -> Tensor | None:
+        """What the samples at these positions are conditioned on: the held-out split's own, in its order."""
+        if self.algorithm.condition is None:
+            return None
+        every = torch.from_numpy(self.heldout.split.arrays[self.algorithm.condition])
+        return every[position.cpu() % len(every)].to(position.device)
+
+    def priors(self, noise: Noise) -> Mapping[str, Prior]:
+        """The algorithm's, under these samples' conditions."""
+        return self.algorithm.priors(self.condition(noise.position))
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Images of the algorithm's range in [0, 1]."""
+        low, high = self.algorithm.value_range
+        return (x - low) / (high - low)
+
+    @cached_property
+    def first(self) -> tuple[Tensor, Tensor | None]:
+        """The first held-out images in the order of `once`, the same rows on every rank, and their labels."""
+        count = max(self.settings.rows, self.settings.points)
+        xs: list[Tensor] = []
+        labels: list[Tensor] = []
+        for batch in self.heldout.once():
+            order = gather(batch.noise.position).argsort()
+            xs.append(gather(batch.x)[order])
+            if batch.labels is not None:
+                labels.append(gather(batch.labels)[order])
+            if sum(map(len, xs)) >= count:
+                break
+        return torch.cat(xs)[:count], torch.cat(labels)[:count] if labels else None

@@ -1,0 +1,47 @@
+"""The judge of a stage: is this evaluation better than all before it, and is it time to end?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dtrain.metrics import better
+
+
+@dataclass
+class Judge:
+    """metric: what trainer.checkpoint.best names; None judges nothing. patience: evaluations without a better one.
+
+    best: the metric's best value so far. worse: evaluations since then. due: a stop came before one had ended.
+    """
+
+    metric: str | None = None
+    patience: int | None = None
+    best: float | None = None
+    worse: int = 0
+    due: bool = False
+
+    def judge(self, values: dict[str, float]) -> float | None:
+        """The metric's value, if it is better than ever before. NaN is not."""
+        if self.metric is None:
+            return None
+        value = values[self.metric]
+        if not better(self.metric, value, self.best):
+            self.worse += 1
+            return None
+        self.best, self.worse = value, 0
+        return value
+
+    @property
+    def out_of_patience(self) -> bool:
+        return self.patience is not None and self.worse >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint's JSON."""
+        return asdict(self)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse; another metric starts anew."""
+        self.due = state["due"]
+        if state["metric"] == self.metric:
+            self.best, self.worse = state["best"], state["worse"]
