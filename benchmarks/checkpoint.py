@@ -24,6 +24,7 @@ from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.checkpoint import Checkpointer
 from dtrain.data.batch import Batch
+from dtrain.models.base import DataFacts
 from dtrain.noise import Noise
 from dtrain.tensors import settings, training_state
 from dtrain.update import Updater
@@ -37,8 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     config = configs.read(configs.compose(["experiment=quickstart"]))
     world = World()
-    algorithm = build_algorithm(config, (1, 28, 28))
-    updater = Updater(algorithm, config.optim, config.trainer, world, 10**6)
+    algorithm = build_algorithm(config, DataFacts((1, 28, 28)))
+    updater = Updater(algorithm, config.optim, config.trainer, world)
+    updater.begin(0, 0, 10**6)
     batch = Batch(torch.rand(128, 1, 28, 28), Noise.of(128))
     ways = {"none": None, "asynchronous": True, "synchronous": False}
     calls: dict[str, list[float]] = {way: [] for way in ways}
@@ -64,7 +66,8 @@ def main() -> None:
             for way, flag in ways.items():
                 begin = time.perf_counter()
                 if flag is not None:
-                    info = {"step": repeat, "value": None, **settings(updater)}
+                    judged = {"stage": "train", "value": None, "judged": {"metric": None}}
+                    info = {"step": repeat, **judged, **settings(updater)}
                     savers[way].save(training_state(algorithm, updater), info)
                 calls[way].append(time.perf_counter() - begin)
                 during[way] += [step() for _ in range(arguments.steps)]

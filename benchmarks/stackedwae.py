@@ -24,11 +24,12 @@ from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.data.batch import Batch
 from dtrain.distributed import distribute
+from dtrain.models.base import DataFacts
 from dtrain.noise import Noise
 from dtrain.update import Updater
 from dtrain.world import World
 
-SHAPES = {"stackedwae": (1, 28, 28), "stackedwae_svhn": (3, 32, 32), "stackedwae_celeba": (3, 64, 64)}
+MODELS = ("stackedwae", "stackedwae_svhn", "stackedwae_celeba")
 WAYS = {
     "fp32": (),
     "bf16": ("trainer.precision=bf16",),
@@ -42,18 +43,18 @@ def stepper(model: str, batch_size: int, overrides: tuple[str, ...], device: tor
     """One training step of a model, ending when the device has done it."""
     cfg = configs.compose([f"model={model}", f"trainer.batch_size={batch_size}", *overrides])
     config = configs.read(cfg)
-    algorithm = build_algorithm(config, SHAPES[model])
+    algorithm = build_algorithm(config, DataFacts(config.data.image_shape))
     world, trainer = World(device=device), config.trainer
     distribute(
         algorithm, world, strategy="ddp", shard_size=None, sync_batchnorm=True, channels_last=trainer.channels_last
     )
-    updater = Updater(algorithm, config.optim, trainer, world, 10**9)
+    updater = Updater(algorithm, config.optim, trainer, world)
     low, high = algorithm.value_range
-    x = low + (high - low) * torch.rand(batch_size, *SHAPES[model], device=device)
+    x = low + (high - low) * torch.rand(batch_size, *config.data.image_shape, device=device)
     batch = Batch(x, Noise.of(batch_size, device=device))
 
     def step() -> None:
-        updater.begin(0, 0, measure=False)
+        updater.begin(0, 0, 10**9, measure=False)
         algorithm.step(iter([batch]), updater)
         updater.records.clear()
         if device.type == "cuda":
@@ -94,7 +95,7 @@ def measure(model: str, batch_size: int, ways: list[str], rounds: int, device: t
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the first is the baseline")
     parser.add_argument("--batch", nargs="+", type=int, default=[64])
     parser.add_argument("--rounds", type=int, default=7)

@@ -27,7 +27,8 @@ from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.config import Config
 from dtrain.data.batch import Batch
-from dtrain.models.base import Algorithm, Terms, Update
+from dtrain.faults import StopSignal
+from dtrain.models.base import Algorithm, DataFacts, Site, Terms, Update
 from dtrain.noise import Noise
 from dtrain.trainer import Trainer
 from dtrain.world import World
@@ -36,7 +37,7 @@ from dtrain.world import World
 class Trivial(Algorithm):
     """One linear layer: all that is left of a step is overhead."""
 
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.net = nn.Linear(8, 8)
         self.groups = {"net": ("net",)}
@@ -66,6 +67,16 @@ class OneBatch:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+class NoEvaluation:
+    """No step is evaluated here."""
+
+    def measure(self) -> dict[str, float]:
+        return {}
+
+    def draw(self) -> None:
+        """No pictures."""
 
 
 def bare(algorithm: Algorithm, batches: Iterator[Batch], loss: Callable[[Batch], Terms]) -> Callable[[], None]:
@@ -106,7 +117,9 @@ def compare(
     algorithm, loader = make(), OneBatch(batch)
     pairs: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        trainer = Trainer(config, make(), loader, loader, World(), Path(folder))
+        stop = StopSignal(World())
+        site = Site(Path(folder), loader, 0, len(batch), World(), stop.poll, lambda *groups: "")  # type: ignore[arg-type]
+        trainer = Trainer(config, make(), site, stop, NoEvaluation())
         trainer.begin()
         sides = (bare(algorithm, loader.batches(), algorithm.loss), trained(trainer))  # type: ignore[arg-type]
         for i in range(repeats + 1):
@@ -136,13 +149,13 @@ def main() -> None:
     config = configs.read(cfg)
 
     def stacked() -> Algorithm:
-        algorithm = build_algorithm(config, (1, 28, 28))
+        algorithm = build_algorithm(config, DataFacts((1, 28, 28)))
         algorithm.loss = algorithm.objective  # type: ignore[assignment]
         return algorithm
 
     images = Batch(torch.rand(128, 1, 28, 28), Noise.of(128))
     rows = Batch(torch.rand(128, 8), Noise.of(128))
-    quick = compare(config, lambda: Trivial((1, 28, 28)), rows, 250, arguments.repeats)
+    quick = compare(config, Trivial, rows, 250, arguments.repeats)
     slow = compare(config, stacked, images, arguments.steps, arguments.repeats)
     result = {
         "ratio": round(slow[2], 4),
