@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dtrain.checkpoint import steps
 from dtrain.faults import COLLECTIVE
 from dtrain.files import LOST, STOPPED
 from tests.harness import difference
@@ -45,14 +46,23 @@ def test_nan_on_one_rank_is_raised_on_all_with_update_term_and_step(tmp_path: Pa
     assert NAMED in status(tmp_path / "run")["error"]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_nan_in_a_gradient_alone_is_named_also_between_logged_steps(
-    tmp_path: Path, shards: Path, strategy: str
+@pytest.mark.parametrize(
+    ("strategy", "log_every", "named"),
+    [
+        ("ddp", 1, f"gradient of group 'encoder' in update 'encoder+decoder' is not finite at step {NAN_STEP}"),
+        ("fsdp", 1, f"gradient of group 'encoder' in update 'encoder+decoder' is not finite at step {NAN_STEP}"),
+        # Norms are measured in logged steps: in between the next loss tells.
+        ("ddp", 5, f"loss term 'critic' of update 'code_critic' is not finite at step {NAN_STEP}"),
+    ],
+)
+def test_nan_in_a_gradient_alone_is_named_before_anything_is_saved(
+    tmp_path: Path, shards: Path, strategy: str, log_every: int, named: str
 ) -> None:
     model = {"_target_": POISONED, "nan_gradient_at": [200]}
-    file = freeze(tmp_path / "run", shards, "trainer.log_every=5", f"trainer.strategy={strategy}", model=model)
-    named = f"gradient of group 'encoder' in update 'encoder+decoder' is not finite at step {NAN_STEP}"
+    log = f"trainer.log_every={log_every}"
+    file = freeze(tmp_path / "run", shards, log, f"trainer.strategy={strategy}", model=model)
     assert launch(2, attempt, file) == [(1, named), (1, named)]
+    assert [p.name for p in steps(tmp_path / "run" / "checkpoints")] == ["step-00000010"]
 
 
 @pytest.mark.parametrize(
@@ -148,8 +158,8 @@ def test_one_rank_asked_to_stop_stops_all_at_one_step_and_the_command_continues(
     file.write_text(file.read_text().replace("max_steps: 3000", f"max_steps: {stopped['step'] + 10}"))
     (tmp_path / "run" / "config.yaml").unlink()  # the longer run counts as another one
     assert execute(file) == 0
-    steps = [line["step"] for line in metrics(tmp_path / "run", "train")]
-    assert steps == sorted(steps) and steps[-1] == stopped["step"] + 10
+    seen = [line["step"] for line in metrics(tmp_path / "run", "train")]
+    assert seen == sorted(seen) and seen[-1] == stopped["step"] + 10
     assert metrics(tmp_path / "run", "start")[0]["restart"] is False
 
 
