@@ -26,12 +26,14 @@ class Attempt:
     """One execution of a run: a process for each command.
 
     forward: pass requests to stop on to the processes. Not to srun: SLURM signals its tasks itself, and srun would
-    pass on no more than a kill.
+    pass on no more than a kill. A request may come at any moment, before the first process has started or while
+    one ends: its handler only notes it, and wait() passes it on.
     """
 
     def __init__(self, commands: list[list[str]], environments: list[Mapping[str, str]], forward: bool) -> None:
         self.asked = False
         self._forward = forward
+        self._undelivered = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._request)
         self._processes = [
@@ -40,9 +42,7 @@ class Attempt:
         ]
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        if self._forward:
-            self._signal(signal.SIGTERM)
+        self.asked = self._undelivered = True
 
     def _signal(self, number: int) -> None:
         for process in self._processes:
@@ -53,6 +53,9 @@ class Attempt:
         """The largest exit code, 128 + n for a process that signal n ended: what srun says of its tasks."""
         deadline = None
         while None in (codes := [p.poll() for p in self._processes]):
+            if self._undelivered and self._forward:
+                self._undelivered = False
+                self._signal(signal.SIGTERM)
             now = time.monotonic()
             if deadline is None and any(codes):
                 deadline = now + GRACE

@@ -5,10 +5,44 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.runs import write_shards
+
+# Modules whose tests share a module's fixture, or the cluster: module -> the tests that stay on one worker.
+TOGETHER = {
+    "tests/launch/test_cluster.py": "cluster",
+    "tests/launch/test_faults.py": "cluster",
+    "tests/launch/test_points.py": "points",
+    "tests/data_prep/test_writer.py": "writer",
+    "tests/test_checkpoint.py": "checkpoint",
+    "tests/test_fidelity.py": "fidelity",
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups as of --dist loadgroup, which pytest-xdist 3.8 ignores without a word under pytest 9.2 (issue 1386)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Grouped(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+    config.option.loadscopereorder = False  # keep the order below
+    return Grouped(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster's tests first, since they take the longest; none may be missing in TOGETHER."""
+    for item in items:
+        module, fixtures = item.nodeid.partition("::")[0], item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+        shared = "cluster" in fixtures or any(f.scope == "module" for found in fixtures.values() for f in found)
+        if shared and module not in TOGETHER:
+            raise pytest.UsageError(f"{module} has a fixture for several tests: name it in tests/conftest.py")
+    items.sort(key=lambda item: TOGETHER.get(item.nodeid.partition("::")[0]) != "cluster")
 
 
 @pytest.fixture(scope="session")

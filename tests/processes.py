@@ -11,7 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "dtrain.trainer", "torch.utils.tensorboard"])
+_context.set_forkserver_preload([
+    "torch", "dtrain.run", "torch.utils.tensorboard", "tests.harness",
+    "torch._dynamo",  # the first optimizer of a process imports it, in a second
+])  # fmt: skip
 
 
 def free_port() -> int:

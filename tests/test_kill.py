@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.launch.support import uncounted
 from tests.runs import ROOT
 
 
@@ -15,7 +17,7 @@ from tests.runs import ROOT
 def test_no_kill_changes_the_final_weights() -> None:
     result = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), "--trials", "2"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False, env=uncounted(os.environ),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     outcome = json.loads(result.stdout.splitlines()[-1])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.support import CLUSTER, Cluster, write_noise
+from tests.launch.support import CLUSTER, Cluster, uncounted, write_noise
 
 PORT = "27110"  # not the default, so that a cluster a person is using stays as it is
 
@@ -30,7 +30,7 @@ def cluster() -> Iterator[Cluster]:
     if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin") is None or os.geteuid() != 0:
         pytest.skip("needs root, and apt-get install slurm-wlm slurmdbd munge mariadb-server")
     state = Path(tempfile.mkdtemp(prefix="dtrain-"))  # short: sockets lie in it
-    environment = {**os.environ, "DTRAIN_CLUSTER": str(state), "DTRAIN_CLUSTER_PORT": PORT}
+    environment = {**uncounted(os.environ), "DTRAIN_CLUSTER": str(state), "DTRAIN_CLUSTER_PORT": PORT}
     try:
         subprocess.run([CLUSTER, "up"], env=environment, check=True)
         yield Cluster(state, environment)

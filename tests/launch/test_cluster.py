@@ -13,7 +13,7 @@ import pytest
 
 from dtrain.files import read_json
 from launch.store import SweepFolder
-from tests.launch.support import CLUSTER, EVALUATION, ROOT, SMALL, Cluster, Project, until, write_noise
+from tests.launch.support import CLUSTER, EVALUATION, ROOT, SMALL, Cluster, Project, uncounted, until, write_noise
 
 GRID = ("-m", "model=stackedwae", "lambda=grid", "trainer.max_steps=4", "launcher.array_parallelism=4")
 
@@ -28,7 +28,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, shards: Path, cluster: Clu
 def grid(project: Project) -> SweepFolder:
     """The finished 25 points, whose submitting shell was killed right after it had submitted."""
     shell = subprocess.Popen(
-        project.command("sweep.py", *GRID, "sweep.wait=true"), cwd=project.path, env=project.environment,
+        project.command("sweep.py", *GRID, "sweep.wait=true"), cwd=project.path, env=uncounted(project.environment),
         stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert shell.stdout is not None
@@ -118,7 +118,7 @@ def test_cancel_saves_and_retry_continues(project: Project) -> None:
     assert stopped["state"] == "stopped" and list(run.glob("checkpoints/step-*/COMMITTED"))
     assert "submitted 1 points" in project("jobs.py", "retry", sweep.id, "launcher.cpus_per_task=2")
     until(lambda: read_json(run / "status.json")["step"] > stopped["step"], 60, sweep.log(0).read_text)
-    assert f"step {stopped['step']}" in project("jobs.py", "logs", sweep.id)
+    assert f"step {stopped['step']}" in project("jobs.py", "logs", sweep.id, "--lines=1000")
     project("jobs.py", "cancel", sweep.id)
 
 

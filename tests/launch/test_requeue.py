@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from launch.job import _stuck
-from launch.requeue import outcome
+from launch.requeue import Attempt, outcome
 from launch.slurm import own_job
 from tests.launch.support import ROOT
 
@@ -33,6 +34,24 @@ def test_a_request_to_stop_reaches_the_command() -> None:
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR2)
     assert process.wait(30) == 75
+
+
+def test_a_request_that_comes_while_the_command_starts_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = subprocess.Popen
+
+    def asked_meanwhile(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = begin(*args, **options)
+        signal.raise_signal(signal.SIGUSR2)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", asked_meanwhile)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    try:
+        attempt = Attempt([["sleep", "60"]], [{}], forward=True)
+        assert attempt.wait() == 128 + signal.SIGTERM and attempt.asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
