@@ -69,13 +69,20 @@ forget_names() {
     fi
 }
 
-# Daemons and ranks find each other by name: the node names, and this host's name, must mean loopback.
+lines_for() {
+    local name
+    for name in "$@"; do printf '127.0.0.1 %s %s\n' "$name" "$MARK"; done
+}
+
+# Daemons and ranks find each other by name: the node names, and this host's name, must mean loopback. The node names
+# come last: 127.0.0.1 keeps its first name, which programs look up, while the cluster comes and goes.
 publish_names() {
-    local names="${NODES[*]}" rest
+    local own="" rest
     forget_names
-    case $(address_of "$HOST") in 127.*) ;; *) names="$names $HOST $SHORT" ;; esac
+    case $(address_of "$HOST") in 127.*) ;; *) own="$HOST $SHORT" ;; esac
     rest=$(cat /etc/hosts)
-    printf '%s\n%s\n' "$(for name in $names; do printf '127.0.0.1 %s %s\n' "$name" "$MARK"; done)" "$rest" >/etc/hosts
+    # shellcheck disable=SC2086  # names are words
+    printf '%s\n' "$(lines_for $own)" "$rest" "$(lines_for "${NODES[@]}")" | sed '/^$/d' >/etc/hosts
     ADDRESS=$(address_of "$HOST")
     case $ADDRESS in 127.*) ;; *) die "this host's name, $HOST, means '$ADDRESS', not a loopback address" ;; esac
 }
