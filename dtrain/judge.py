@@ -1,11 +1,22 @@
-"""The judge of a stage: is this evaluation better than all before it, and is it time to end?"""
+"""The judge of a stage's evaluations: is this one better than all before it, and is it time to end?"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from dtrain.config import ConfigError
 from dtrain.metrics import better
+
+
+class Evaluator(Protocol):
+    """What the trainer asks of an evaluation, on every rank."""
+
+    def measure(self) -> dict[str, float]:
+        """Held-out numbers by metric, the same on every rank. Interrupted if all ranks agree to stop."""
+
+    def draw(self) -> None:
+        """Pictures into the run's images/."""
 
 
 @dataclass
@@ -25,6 +36,8 @@ class Judge:
         """The metric's value, if it is better than ever before. NaN is not."""
         if self.metric is None:
             return None
+        if self.metric not in values:
+            raise ConfigError(f"trainer.checkpoint.best={self.metric}: the metrics are {', '.join(values)}")
         value = values[self.metric]
         if not better(self.metric, value, self.best):
             self.worse += 1

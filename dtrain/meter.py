@@ -1,13 +1,23 @@
-"""Seconds: per step, and of them those spent waiting for data."""
+"""What a step costs: seconds, of them those spent waiting for data, and memory."""
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
+
 T = TypeVar("T")
+
+
+def memory_mb(device: torch.device) -> float:
+    """The most that this process has held: of the GPU's memory, else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 class Meter:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -14,22 +12,13 @@ from dtrain.config import Config, ConfigError, of_stage
 from dtrain.distributed import average_buffers, distribute
 from dtrain.faults import Interrupted, NonFinite, StopSignal, explain
 from dtrain.files import STOPPED
-from dtrain.judge import Judge
+from dtrain.judge import Evaluator, Judge
 from dtrain.log import Log
-from dtrain.meter import Meter
+from dtrain.meter import Meter, memory_mb
 from dtrain.models.base import Algorithm, Site, Stage
 from dtrain.stream import Stream
 from dtrain.update import Updater
-
-
-class Evaluator(Protocol):
-    """What the trainer asks of an evaluation, on every rank."""
-
-    def measure(self) -> dict[str, float]:
-        """Held-out numbers by metric, the same on every rank. Interrupted if all ranks agree to stop."""
-
-    def draw(self) -> None:
-        """Pictures into the run's images/."""
+from dtrain.world import reseed
 
 
 class Trainer:
@@ -42,7 +31,7 @@ class Trainer:
         self, config: Config, algorithm: Algorithm, site: Site, stop: StopSignal, evaluation: Evaluator
     ) -> None:
         settings = config.trainer
-        self.config, self.settings, self.algorithm, self.site = config, settings, algorithm, site
+        self.settings, self.algorithm, self.site = settings, algorithm, site
         self.world, self.stop, self.evaluation = site.world, stop, evaluation
         distribute(
             algorithm, self.world, strategy=settings.strategy, shard_size=settings.shard_size,
@@ -166,7 +155,7 @@ class Trainer:
         # The end of the run has an evaluation of its own.
         evaluation &= not (last and self.final) or self.judge.metric is not None
         log = save or evaluation or step % settings.log_every == 0
-        self._reseed()
+        reseed(self.site.seed, self.step, self.world)
         before, batch = self.stream.images, settings.batch_size * stage.batches_per_step
         self.updater.begin(self.step, before, length * batch, measure=log)
         stage.step(self.stream, self.updater)
@@ -187,22 +176,17 @@ class Trainer:
             every = -(-len(self.site.train) // (self.settings.batch_size * self.stage.batches_per_step))
         return every is not None and step % every == 0
 
-    def evaluate(self, best: bool = False) -> None:
-        """Evaluates and draws the newest checkpoint, or the best one. ConfigError if there is none."""
-        if not self._restore(best):
+    def evaluate(self, finished: bool) -> None:
+        """Evaluates and draws the newest checkpoint, or a finished run's result. ConfigError if there is none."""
+        found = self._restore()
+        if finished and self.judge.patience:
+            found = self._restore(best=True)
+        if not found:
             raise ConfigError(f"{self.site.folder} has no checkpoint that verifies: there is nothing to evaluate yet")
         self.log.start(self.step)
         self._evaluate(pictures=True)
         self.log.line(f"pictures in {self.site.folder / 'images'}")
         self.log.close()
-
-    def _reseed(self) -> None:
-        """torch's generators, for networks that draw from them (dropout), so that no state need be saved."""
-        seed = ((self.config.seed * 1_000_003 + self.step) * 4099 + self.world.rank) % 2**63
-        # Not torch.manual_seed: where CUDA is not in use, it keeps a formatted traceback of every call.
-        torch.default_generator.manual_seed(seed)
-        if self.world.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _log_step(self) -> bool:
         """Reads and writes the metrics of the steps since the last time; False after a rollback."""
@@ -219,16 +203,11 @@ class Trainer:
             "images_per_s": self.settings.batch_size * self.stage.batches_per_step / seconds,
             "step_s": seconds,
             "data_wait_s": waited,
-            "memory_mb": self._memory(),
+            "memory_mb": memory_mb(self.world.device),
         }
         loss = sum(v for k, v in values.items() if k.startswith("loss/") and k.count("/") == 1)
         self.log.train(self.step, values, loss)
         return True
-
-    def _memory(self) -> float:
-        if self.world.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
     def _report(self, message: str) -> None:
         self.log.event(self.step, "checkpoint", message)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_prep.arrays import array_source
 from data_prep.writer import write_split
+from dtrain.build import build_algorithm
 from dtrain.compose import compose, read
 from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
@@ -22,7 +23,7 @@ from dtrain.evaluate.heldout import held_out
 from dtrain.evaluate.manipulation import directions, moved
 from dtrain.evaluate.pictures import _principal
 from dtrain.metrics import better, larger_is_better, order, table
-from dtrain.models.base import Algorithm
+from dtrain.models.base import Algorithm, DataFacts, Prior
 from dtrain.noise import Noise
 from dtrain.world import start
 from tests.harness import evaluation_of
@@ -155,6 +156,32 @@ def test_a_direction_is_the_difference_of_the_means_with_and_without(world: int)
     images = moved(Halves(), z[:2], expected["Bright"], [0.0, 2.0])
     torch.testing.assert_close(images[0::2].flatten(1), z[:2])
     torch.testing.assert_close(images[1::2].flatten(1), z[:2] + 2 * expected["Bright"])
+
+
+class Conditional(Halves):
+    """The code of a sample is its condition."""
+
+    condition = "labels"
+
+    def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
+        assert condition is not None
+        return {"given": lambda noise: condition[:, None].expand(-1, 4)}
+
+
+def test_samples_are_conditioned_on_the_held_out_splits_own_labels(shards: Path) -> None:
+    loader: Any = SimpleNamespace(split=SimpleNamespace(arrays={"labels": np.array([3, 1, 2])}))
+    evaluation = evaluation_of(Conditional(), loader, loader, start("cpu"), SETTINGS)
+    noise = Noise(0, torch.tensor([0, 2, 4, 6]))
+    assert evaluation.priors(noise)["given"](noise)[:, 0].tolist() == [3, 2, 1, 3]
+    config = read(compose([])).model_copy(update={"model": {"_target_": "tests.test_evaluate.Unbuilt"}})
+    with pytest.raises(ConfigError, match="conditioned on labels, which the data does not have"):
+        build_algorithm(config, DataFacts((1, 2, 2)))
+    assert build_algorithm(config, DataFacts((1, 2, 2), classes=3))
+
+
+class Unbuilt(Conditional):
+    def __init__(self, data: DataFacts) -> None:
+        super().__init__()
 
 
 def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:

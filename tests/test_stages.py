@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dtrain.compose import load, read
 from dtrain.config import ConfigError
+from dtrain.evaluate.__main__ import evaluate_run
 from dtrain.files import STOPPED
 from dtrain.trainer import Trainer
 from tests.harness import difference
@@ -167,6 +169,8 @@ def test_a_stage_that_ends_by_patience_leaves_its_best_weights_to_the_next(tmp_p
     assert best == boundary - 4, "two evaluations without a better one"
     after = [value for step, value in held.items() if step > boundary]
     assert after == pytest.approx([held[best]] * len(after), rel=1e-5), "the second stage does not train them"
+    assert evaluate_run(read(load(run / "config.yaml")), run) == 0
+    assert metrics(run, "evaluation")[-1]["step"] == boundary + 14
     again = tmp_path / "again"
     other = configured(again, shards, *JUDGED)
     assert launch(1, run_until, other, "before the boundary's save", check=False) == ["died"]

@@ -52,8 +52,7 @@ def evaluate_run(config: Config, folder: Path) -> int:
         site = build_site(config, algorithm, train, world, folder, stop)
         evaluation = Evaluation(algorithm, site, test, config.evaluate, config.run.root / "statistics")
         finished = read_json(folder / "status.json").get("state") == "finished"
-        best = config.trainer.patience is not None and finished
-        Trainer(config, algorithm, site, stop, Evaluator(evaluation)).evaluate(best)
+        Trainer(config, algorithm, site, stop, Evaluator(evaluation)).evaluate(finished)
         return 0
     except Interrupted:
         return STOPPED
