@@ -1,0 +1,100 @@
+"""VAE: an autoencoder trained on the evidence lower bound (Kingma & Welling, 2014)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from dtrain.data.batch import Batch
+from dtrain.losses.gaussian import squared_cost
+from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Scale, Terms, Update
+from dtrain.models.stackedwae import draw
+from dtrain.nets.dcgan import ImageDecoder, ImageEncoder
+from dtrain.nets.mlp import variance_of
+from dtrain.noise import Noise
+
+
+def kl_to_standard_normal(mean: Tensor, variance: Tensor) -> Tensor:
+    """KL(N(mean, diag variance) || N(0, I)) = 1/2 sum_d (mean_d^2 + variance_d - log variance_d - 1).
+
+    Mean over the batch; both [B, ...] -> scalar. (Kingma & Welling, 2014, Appendix B.)
+    """
+    return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).sum(1).mean()
+
+
+class GaussianLikelihood(nn.Module):
+    """p(x | z) = N(x; mean, sigma^2 I) with one learned sigma^2 for all pixels of all images.
+
+    forward(x, mean), both [B, ...] -> scalar: -log p(x | z) = 1/2 (|x - mean|^2 / sigma^2 + D log(2 pi sigma^2)),
+    summed over D dimensions, mean over the batch. (Kingma & Welling, 2014, Appendix C.2, there with a variance per
+    pixel.)
+    """
+
+    def __init__(self, variance: float) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.tensor([math.log(variance)]))  # [1]: FSDP shards no scalars
+
+    def forward(self, x: Tensor, mean: Tensor) -> Tensor:
+        log_normaliser = math.prod(x.shape[1:]) * (math.log(2 * math.pi) + self.log_variance)
+        return 0.5 * (squared_cost(x, mean) * (-self.log_variance).exp() + log_normaliser).squeeze()
+
+
+class VAE(Algorithm):
+    """q(z | x) a diagonal Gaussian, p(x | z) a Gaussian around the decoder's image, prior N(0, I) on z.
+
+    variance: sigma^2 of the likelihood before training.
+    """
+
+    value_range = (-1.0, 1.0)
+
+    def __init__(
+        self,
+        data: DataFacts,
+        *,
+        latent_dim: Dimension,
+        width: Dimension = 64,
+        variance: Scale = 0.1,
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.encoder = ImageEncoder(data.image_shape, 2 * latent_dim, width)
+        self.decoder = ImageDecoder(data.image_shape, latent_dim, width)
+        self.likelihood = GaussianLikelihood(variance)
+        self.groups = {"autoencoder": ("encoder", "decoder", "likelihood")}
+
+    def step(self, batches: Iterator[Batch], update: Update) -> None:
+        update("autoencoder", self.objective, next(batches))
+
+    def objective(self, batch: Batch) -> Terms:
+        """-log p(x | z) + KL(q(z | x) || p(z)), one z ~ q(z | x) per image (Eq. 10, L = 1)."""
+        mean, variance = self.posterior(batch.x)
+        z = draw(mean, variance, batch.noise, "z")
+        return {
+            "x": self.likelihood(batch.x, self.decoder(z)),
+            "kl": kl_to_standard_normal(mean, variance),
+        }
+
+    def validate(self, batch: Batch) -> Terms:
+        return self.objective(batch)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of q(z | x): [B, C, H, W] -> both [B, latent_dim]."""
+        mean, raw = self.encoder(x).chunk(2, dim=1)
+        return mean, variance_of(raw)
+
+    def encode(self, x: Tensor, level: int = 1) -> Tensor:
+        mean, _ = self.posterior(x)
+        return mean
+
+    def decode(self, z: Tensor, level: int = 1) -> Tensor:
+        return self.decoder(z)
+
+    def sample_codes(self, noise: Noise) -> Tensor:
+        """z from the prior."""
+        return noise.normal("prior", self.latent_dim)
+
+    def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
+        return {"normal": self.sample_codes}
