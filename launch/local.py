@@ -118,11 +118,14 @@ def cancel(submission: Submission, indices: list[int]) -> None:
 
 
 def _runs(pid: str, submission: Submission) -> bool:
-    """Whether this process is the submission's scheduler, or one of its points."""
+    """Whether this process is the submission's scheduler, or one of its points, or is just being started."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
+    if command == [b""]:  # its program is being loaded, or it has ended
+        return state != "Z"
     return str(submission.path).encode() in command
 
 

@@ -78,7 +78,18 @@ def test_cancelling_never_signals_another_machines_or_a_strangers_process(tmp_pa
         with pytest.raises(ConfigError, match="are on elsewhere"):
             local.cancel(replace(submission, host="elsewhere"), [0])
         assert stranger.poll() is None
+        assert not local.alive(submission)
         stranger.kill()
+
+
+def test_a_process_that_has_just_been_started_runs_and_a_dead_one_does_not(tmp_path: Path) -> None:
+    submission = Submission(tmp_path, "local", [0], {}, "", platform.node(), 1)
+    for _ in range(20):  # its command line is empty while its program is loaded
+        with subprocess.Popen([sys.executable, "-c", "input()", str(tmp_path)], stdin=subprocess.PIPE) as process:
+            assert local.alive(replace(submission, job=str(process.pid)))
+            process.kill()
+            until(lambda p=process: "Z" in Path(f"/proc/{p.pid}/stat").read_text().split()[2:3], 10)
+            assert not local.alive(replace(submission, job=str(process.pid)))
 
 
 def test_more_than_this_machine_has_is_refused(project: Project) -> None:
