@@ -32,7 +32,14 @@ STACKED = (LEVELS, f"data.image_shape={list(SHAPE)}")
 ON_24 = "data.image_shape=[1,24,24]"
 SWAE = ("model=swae", ON_24, "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.hidden=8")
 WAE = ("model=wae", ON_24, "model.code_dim=3", "model.width=4")
-MODELS: dict[str, tuple[str, ...]] = {"stackedwae": STACKED, "adversary": STACKED, "swae": SWAE, "wae": WAE}
+VAE = ("model=vae", ON_24, "model.latent_dim=3", "model.width=4")
+MODELS: dict[str, tuple[str, ...]] = {
+    "stackedwae": STACKED,
+    "adversary": STACKED,
+    "swae": SWAE,
+    "wae": WAE,
+    "vae": VAE,
+}
 
 
 COUNT = 96

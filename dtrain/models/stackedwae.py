@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from dtrain.data.batch import Batch
-from dtrain.losses.gaussian import expected_squared_cost, log_variance_penalty, squared_cost
+from dtrain.losses.gaussian import draw, expected_squared_cost, log_variance_penalty, squared_cost
 from dtrain.losses.mmd import imq_mmd
 from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Scale, Terms, Update, Weight
 from dtrain.nets.mlp import GaussianMLP, ImageMLP
@@ -125,11 +125,6 @@ def level_weights(schedule: Schedule, lambda_rec: float, dims: list[int]) -> lis
 def variance_weights(lambda_sigma: float, decay: float, levels: int) -> list[float]:
     """lambda_sigma * exp(-decay * i), i = 0 .. N-1: weights of the log-variance penalty (Eq. 17)."""
     return [lambda_sigma * math.exp(-decay * i) for i in range(levels)]
-
-
-def draw(mean: Tensor, variance: Tensor, noise: Noise, site: str) -> Tensor:
-    """One sample of N(mean, diag variance) per row."""
-    return mean + variance.sqrt() * noise.normal(site, *mean.shape[1:])
 
 
 class StackedWAE(Algorithm):

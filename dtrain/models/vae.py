@@ -9,20 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dtrain.data.batch import Batch
-from dtrain.losses.gaussian import squared_cost
+from dtrain.losses.gaussian import draw, kl_to_standard_normal, squared_cost
 from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Scale, Terms, Update
-from dtrain.models.stackedwae import draw
 from dtrain.nets.dcgan import ImageDecoder, ImageEncoder
 from dtrain.nets.mlp import variance_of
 from dtrain.noise import Noise
-
-
-def kl_to_standard_normal(mean: Tensor, variance: Tensor) -> Tensor:
-    """KL(N(mean, diag variance) || N(0, I)) = 1/2 sum_d (mean_d^2 + variance_d - log variance_d - 1).
-
-    Mean over the batch; both [B, ...] -> scalar. (Kingma & Welling, 2014, Appendix B.)
-    """
-    return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).sum(1).mean()
 
 
 class GaussianLikelihood(nn.Module):

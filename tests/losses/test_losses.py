@@ -7,9 +7,17 @@ import math
 import pytest
 import torch
 
-from dtrain.losses.gaussian import expected_squared_cost, log_variance_penalty, squared_cost
+from dtrain.losses.gaussian import (
+    draw,
+    expected_squared_cost,
+    kl_to_standard_normal,
+    log_variance_penalty,
+    squared_cost,
+)  # fmt: skip
 from dtrain.losses.mmd import SCALES, imq_mmd
 from dtrain.models.stackedwae import level_weights, variance_weights
+from dtrain.models.vae import GaussianLikelihood
+from dtrain.noise import Noise
 
 
 def rows(n: int, d: int, seed: int) -> torch.Tensor:
@@ -93,3 +101,23 @@ def test_level_weights_are_the_authors_schedules() -> None:
 
 def test_variance_weights_decay_exponentially() -> None:
     assert variance_weights(2.5, 5 / 6, 6) == pytest.approx([2.5 * math.exp(-5 * i / 6) for i in range(6)])
+
+
+def test_the_divergence_from_the_standard_normal_is_torchs() -> None:
+    mean, variance = rows(5, 3, 0), rows(5, 3, 1).square() + 0.1
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, variance.sqrt()), normal(0.0, 1.0)).sum(1).mean()
+    assert float(kl_to_standard_normal(mean, variance)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_the_likelihood_with_one_variance_is_torchs() -> None:
+    x, mean = rows(4, 6, 0), rows(4, 6, 1)
+    expected = -torch.distributions.Normal(mean, math.sqrt(0.3)).log_prob(x).sum(1).mean()
+    assert float(GaussianLikelihood(0.3).double()(x, mean)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_samples_have_their_mean_and_variance() -> None:
+    mean, variance = torch.tensor([[1.0, -2.0]]).expand(40_000, 2), torch.tensor([[4.0, 0.25]]).expand(40_000, 2)
+    z = draw(mean, variance, Noise.of(40_000), "z")
+    torch.testing.assert_close(z.mean(0), mean[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(z.var(0), variance[0], rtol=0.05, atol=0)
