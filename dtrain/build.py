@@ -52,6 +52,9 @@ def build_algorithm(config: Config, data: DataFacts) -> Algorithm:
         raise ConfigError(str(e)) from e
     if algorithm.condition and not (data.classes if algorithm.condition == "labels" else data.embedding):
         raise ConfigError(f"{target.__name__} is conditioned on {algorithm.condition}, which the data does not have")
+    for group, path in ((g, p) for g, paths in algorithm.groups.items() for p in paths):
+        if path not in dict(algorithm.named_modules()):
+            raise ConfigError(f"{target.__name__}.groups[{group!r}] names {path!r}, a network that it does not have")
     config.trainer.lengths([stage.name for stage in algorithm.stages()])
     for stage in algorithm.stages():
         metric = of_stage(config.trainer.checkpoint.best, stage.name)

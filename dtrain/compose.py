@@ -86,7 +86,7 @@ def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
         if part not in node:
             names = sorted(str(k) for k in node)
             close = difflib.get_close_matches(part, [*names, *(["lambda"] if not depth else [])], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else ";"
             where = ".".join(key.split(".")[:depth]) or "the configuration"
             return f"{line}: unknown key {part!r}{hint} {where} has: {', '.join(names)}"
         node = node[part]

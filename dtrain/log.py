@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -52,8 +53,12 @@ class Log:
 
     def line(self, text: str) -> None:
         """A message to the person watching."""
-        if self.main:
+        if not self.main:
+            return
+        try:
             (self._bar.console.print if self._bar else lambda t: print(t, flush=True))(text)
+        except BrokenPipeError:  # whoever read along has gone
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def train(self, step: int, values: dict[str, float], loss: float) -> None:
         """One logged step: values go to the files, the few that matter to the screen."""

@@ -98,6 +98,7 @@ class Trainer:
         if self.algorithm.summary():
             self.log.line(self.algorithm.summary())
         if found:
+            self.log.line(f"continuing from step {self.step}")
             self._open()
             return
         for group, run in self.algorithm.pretrained.items():

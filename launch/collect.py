@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--heat", nargs=2, metavar="KEY", help="rows and columns of the heat map, of the swept keys")
     args = parser.parse_args(argv)
     try:
-        sweep = SweepFolder.open((args.dir / args.sweep).absolute())
+        sweep = SweepFolder.open((args.dir / Path(args.sweep).name).absolute())
         collect(sweep, args.out or sweep.path, args.objective, args.heat)
     except ConfigError as e:
         print(f"collect: {e}", file=sys.stderr)
@@ -128,7 +128,7 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
             score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
             rest = [f"{statistics.fmean(r.metrics.get(m, float('nan')) for r in g.rows):.4g}" for m in others]
             lines.append("| " + " | ".join([*(number(g.values[k]) for k in keys), score, *rest]) + " |")
-        best = ", ".join(f"{k}={number(v)}" for k, v in groups[0].values.items())
+        best = ", ".join(f"{k}={number(v)}" for k, v in groups[0].values.items()) or "all seeds"
         runs = " ".join(str(r.state.entry.run) for r in groups[0].rows)
         lines += ["", f"best of {len(groups)} by {objective}: {best} ({groups[0].mean:.6g}) in {runs}"]
     missing = [r.state for r in rows if not r.metrics]

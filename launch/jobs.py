@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--lines", type=int, default=40, help="lines of each log (default: 40)")
     args = parser.parse_args(argv)
     try:
-        sweep = SweepFolder.open((args.dir / args.sweep).absolute())
+        sweep = SweepFolder.open((args.dir / Path(args.sweep).name).absolute())
         overrides = [a for a in args.rest if "=" in a]
         if overrides and args.command != "retry":
             raise ConfigError(f"{overrides[0]}: only retry takes launcher.key=value")

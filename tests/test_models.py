@@ -265,3 +265,16 @@ def test_the_wae_objective_is_tolstikhins() -> None:
         error = (algorithm.decode(z) - batch.x).square().sum() / len(batch)
     assert float(terms["x"]) == pytest.approx(0.05 * float(error))
     assert float(terms["mmd"]) == pytest.approx(10 * float(imq_mmd(z, batch.noise.normal("prior", 8))), rel=1e-4)
+
+
+class Misspelt(Algorithm):
+    def __init__(self, data: DataFacts) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Linear(1, 1)
+        self.groups = {"autoencoder": ("encodr",)}
+
+
+def test_a_group_that_names_no_network_is_refused() -> None:
+    config = configured("wae").model_copy(update={"model": {"_target_": "tests.test_models.Misspelt"}})
+    with pytest.raises(ConfigError, match="names 'encodr', a network that it does not have"):
+        build_algorithm(config, data_of(config))
