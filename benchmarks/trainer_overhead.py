@@ -72,6 +72,9 @@ class OneBatch:
 class NoEvaluation:
     """No step is evaluated here."""
 
+    def rehearse(self) -> set[str]:
+        return set()
+
     def measure(self) -> dict[str, float]:
         return {}
 

@@ -9,6 +9,7 @@ python -m dtrain … --cfg                          print the configuration and 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from dtrain.config import CONFIGS, ConfigError
 
 
 def main(argv: list[str]) -> int:
+    _end_with_torchrun()
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     if {"-h", "--help"} & set(argv):
         print(_help())
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> int:
         from dtrain.run import run  # torch loads only once the configuration is right
 
         return run(config, OmegaConf.to_yaml(cfg, resolve=True))
+    except KeyboardInterrupt:  # before the run listens: nothing is lost
+        return 128 + signal.SIGINT
     except ConfigError as e:
         if rank:
             # Rank 0 says the same, and then torchrun or srun ends this process. Where it does not, this rank alone
@@ -40,6 +44,17 @@ def main(argv: list[str]) -> int:
             time.sleep(10)
         print(f"dtrain: {f'rank {rank}: ' if rank else ''}{e}", file=sys.stderr)
         return 2
+
+
+def _end_with_torchrun() -> None:
+    """A rank whose torchrun is killed is asked to stop too, and trains on for nobody."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if os.getppid() == 1:  # it was killed before this
+            sys.exit(128 + signal.SIGTERM)
 
 
 def _read(argv: list[str]) -> DictConfig:

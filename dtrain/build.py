@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dtrain.config import Config, ConfigError, TrainerConfig, model_arguments, of_stage
+from dtrain.config import Config, ConfigError, TrainerConfig, of_stage
 from dtrain.data.build import Loader, build_loader
 from dtrain.data.shards import ShardError, Split, open_split
 from dtrain.faults import StopSignal
 from dtrain.metrics import larger_is_better
 from dtrain.models.base import Algorithm, DataFacts, Site
 from dtrain.nets.recompute import Recomputable
+from dtrain.target import model_arguments
 from dtrain.tensors import digest
 from dtrain.world import World
 
@@ -60,7 +61,7 @@ def build_algorithm(config: Config, data: DataFacts) -> Algorithm:
         metric = of_stage(config.trainer.checkpoint.best, stage.name)
         if metric:
             larger_is_better(metric)
-    _check_micro_batches(config.trainer, algorithm)
+    _check_batch(config.trainer, algorithm)
     if config.trainer.activation_checkpointing:
         nets = [m for m in algorithm.modules() if isinstance(m, Recomputable)]
         if not nets:
@@ -70,7 +71,12 @@ def build_algorithm(config: Config, data: DataFacts) -> Algorithm:
     return algorithm
 
 
-def _check_micro_batches(trainer: TrainerConfig, algorithm: Algorithm) -> None:
+def _check_batch(trainer: TrainerConfig, algorithm: Algorithm) -> None:
+    coupled = algorithm.batch_coupled or any(isinstance(m, _BatchNorm) for m in algorithm.modules())
+    if coupled and trainer.batch_size < 2:
+        raise ConfigError(
+            f"trainer.batch_size=1: {type(algorithm).__name__} compares the images of a batch; at least 2"
+        )
     if trainer.micro_batches == 1:
         return
     key, name = f"trainer.micro_batches={trainer.micro_batches}", type(algorithm).__name__

@@ -23,16 +23,13 @@ from torch import Tensor
 
 from dtrain.config import CheckpointConfig
 from dtrain.files import sha256, sync
+from dtrain.reader import METADATA, CheckpointError, Reader
 from dtrain.world import World
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is not a mistake
 
 COMMITTED = "COMMITTED"
 State = dict[str, Tensor]
-
-
-class CheckpointError(Exception):
-    """A checkpoint is damaged or belongs to another model; the message says which file or key."""
 
 
 def _seal(info: dict[str, Any]) -> bytes:
@@ -128,7 +125,7 @@ class Checkpointer:
         """Runs the action on every rank and merges what they return; raises on all of them if it failed on one."""
         try:
             own: Any = action()
-        except OSError as e:
+        except Exception as e:  # whatever it is, the other ranks must not wait for this one
             own = f"rank {self.world.rank}: {e}"
         every = [own]
         if self.world.size > 1:
@@ -147,7 +144,7 @@ class Checkpointer:
 
     def _hash_own(self, work: Path) -> dict[str, str]:
         """Every rank hashes what it wrote, while it is in its page cache."""
-        prefixes = (f"__{self.world.rank}_", ".metadata") if self.world.main else (f"__{self.world.rank}_",)
+        prefixes = (f"__{self.world.rank}_", METADATA) if self.world.main else (f"__{self.world.rank}_",)
         own = [f for f in work.iterdir() if f.name.startswith(prefixes)]
         for file in own:
             sync(file)
@@ -236,9 +233,17 @@ class Checkpointer:
         if missing or surplus:
             key = (missing or surplus)[0]
             raise CheckpointError(f"{path} {'lacks' if missing else 'has a surplus'} {key}: it is of another model")
-        dcp.load(state, checkpoint_id=path, process_group=self.world.saving, no_dist=self.world.size == 1)
+        dcp.load(state, storage_reader=Reader(path), process_group=self.world.saving, no_dist=self.world.size == 1)
+
+    def load_networks(self, state: State) -> Path:
+        """Reads a part of another run's result, of its best checkpoint if it had one, into the state."""
+        found = self.latest(best=True) or self.latest()
+        if found is None:
+            raise CheckpointError(f"{self.folder} has no checkpoint that verifies: no network can start from it")
+        self.load(found[0], state, part=True)
+        return found[0]
 
 
 def stored_keys(path: Path) -> set[str]:
     """The names of the tensors in a checkpoint."""
-    return set(dcp.FileSystemReader(path).read_metadata().state_dict_metadata)
+    return set(Reader(path).read_metadata().state_dict_metadata)

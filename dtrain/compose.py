@@ -14,7 +14,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dtrain.config import CONFIGS, Config, ConfigError, model_arguments, parse, signature
+from dtrain.config import CONFIGS, Config, ConfigError, parse, signature
+from dtrain.target import model_arguments
 
 
 def compose(overrides: list[str]) -> DictConfig:

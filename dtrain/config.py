@@ -6,16 +6,13 @@ A wrong key, type or value becomes a ConfigError whose message names the key, th
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import types
 import typing
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -218,12 +215,6 @@ def parse(content: Any) -> Config:
     return config
 
 
-def model_arguments(config: Config) -> tuple[Any, dict[str, Any]]:
-    """The Algorithm class, and the arguments given to it, checked by its annotations. Raises ConfigError."""
-    target, arguments = model_target(config)
-    return target, check_arguments(target.__init__, arguments, "model")
-
-
 def paths(section: BaseModel, prefix: str = "") -> dict[str, Path]:
     """Every path in the configuration by its key, run.dir included; of the model's arguments none."""
     found: dict[str, Path] = {}
@@ -234,38 +225,6 @@ def paths(section: BaseModel, prefix: str = "") -> dict[str, Path]:
         elif isinstance(value, Path):
             found[prefix + name] = value
     return found
-
-
-def model_target(config: Config) -> tuple[Any, dict[str, Any]]:
-    """The Algorithm class that model._target_ names, and the other model keys. Raises ConfigError."""
-    arguments = dict(config.model)
-    name = arguments.pop("_target_", None)
-    module, _, cls = str(name).rpartition(".")
-    try:
-        return getattr(import_module(module), cls), arguments
-    except Exception as e:  # whatever the module raises on import
-        raise ConfigError(f"model._target_={name}: cannot be imported ({e})") from e
-
-
-def completed(config: Config) -> Config:
-    """The configuration with the model's own defaults for the arguments it does not name."""
-    target, arguments = model_target(config)
-    known = inspect.signature(target.__init__).parameters.values()
-    defaults = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
-    return config.model_copy(update={"model": {"_target_": config.model["_target_"], **defaults, **arguments}})
-
-
-def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: str) -> dict[str, Any]:
-    """`given` as the annotations of the function's keyword-only arguments want it. Raises ConfigError."""
-    hints = typing.get_type_hints(function, include_extras=True)
-    fields: dict[str, Any] = {
-        p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
-        for p in inspect.signature(function).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    }
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    found = checked(create_model("Arguments", __config__=config, **fields), given, where)
-    return {name: getattr(found, name) for name in given}
 
 
 def _plain(hint: Any) -> Any:

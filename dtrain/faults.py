@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import signal
+import time
 from types import FrameType
 from typing import Any
 
@@ -45,16 +48,28 @@ def explain(error: BaseException, world: World, step: int) -> BaseException:
 
 
 class StopSignal:
-    """SIGTERM and SIGUSR2 ask for a stop; all ranks agree on it at the same step boundary."""
+    """SIGTERM, SIGUSR2, SIGINT and SIGHUP ask for a stop; all ranks agree on it at the same step boundary.
+
+    A person's second Ctrl-C, or the second end of a terminal, ends this process at once.
+    """
+
+    AGAIN = 1.0  # seconds in which a second signal is the same request: torchrun passes on what the terminal has sent
 
     def __init__(self, world: World) -> None:
-        self.world, self.requested = world, False
+        self.world, self.requested, self._since = world, False, math.inf
         self._vote: tuple[Any, torch.Tensor] | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._request)
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+                signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        by_hand, now = number in (signal.SIGINT, signal.SIGHUP), time.monotonic()
+        if by_hand and now > self._since + self.AGAIN:
+            os._exit(128 + number)
+        if by_hand and not self.requested and self.world.main:
+            os.write(2, b"stopping: saving first; press again to end at once\n")  # print is not for handlers
         self.requested = True
+        self._since = min(self._since, now)
 
     def agreed(self) -> bool:
         """Whether any rank was asked by its last call; the vote overlaps the step between two calls."""

@@ -38,9 +38,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Replaces a small file in one step."""
-    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        work.write_text(text)
+        with work.open("w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())  # or a power cut may leave an empty file under the name
         os.replace(work, path)
     except OSError:
         work.unlink(missing_ok=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from dtrain.config import ConfigError
 from dtrain.metrics import better
 
 
 class Evaluator(Protocol):
     """What the trainer asks of an evaluation, on every rank."""
+
+    def rehearse(self) -> set[str]:
+        """The metrics that there will be, once one batch could be evaluated; ConfigError if it could not."""
 
     def measure(self) -> dict[str, float]:
         """Held-out numbers by metric, the same on every rank. Interrupted if all ranks agree to stop."""
@@ -36,8 +38,6 @@ class Judge:
         """The metric's value, if it is better than ever before. NaN is not."""
         if self.metric is None:
             return None
-        if self.metric not in values:
-            raise ConfigError(f"trainer.checkpoint.best={self.metric}: the metrics are {', '.join(values)}")
         value = values[self.metric]
         if not better(self.metric, value, self.best):
             self.worse += 1

@@ -18,12 +18,13 @@ import torch
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
-from dtrain.config import Config, ConfigError, completed, run_dir, signature
+from dtrain.config import Config, ConfigError, run_dir, signature
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.evaluate.preflight import check as check_evaluation
 from dtrain.faults import StopSignal
 from dtrain.files import LOST, append_line, held, read_json, replace_text
+from dtrain.target import completed
 from dtrain.trainer import Trainer
 from dtrain.world import RanksMissing, World, environment, leave, start
 
@@ -65,10 +66,9 @@ def run(config: Config, yaml: str) -> int:
         site = build_site(config, algorithm, train, world, folder, stop)
         evaluation = Evaluation(algorithm, site, test, config.evaluate, config.run.root / "statistics")
         trainer = Trainer(config, algorithm, site, stop, Evaluator(evaluation))
+        trainer.rehearse()
         with _held(folder, world):
-            if world.main:
-                _open_folder(folder, yaml, images, world)
-            world.barrier()
+            _open_folder(folder, yaml, images, world)
             return trainer.fit()
     except RanksMissing as e:
         print(f"dtrain: rank {rank}: {e}", file=sys.stderr)
@@ -118,11 +118,16 @@ def _held(folder: Path, world: World) -> Iterator[None]:
     ConfigError on every rank if another still does after LEAVING seconds.
     """
     with contextlib.ExitStack() as stack:
-        holder = None
+        holder = error = None
         if world.main:
             name = f"process {os.getpid()} on {platform.node()}"
-            holder = stack.enter_context(held(folder / "running.lock", name, lambda _: LEAVING))
-        holder = world.share(holder)
+            try:
+                holder = stack.enter_context(held(folder / "running.lock", name, lambda _: LEAVING))
+            except OSError as e:
+                error = str(e)
+        holder, error = world.share((holder, error))
+        if error is not None:
+            raise ConfigError(f"{folder}: the run's folder cannot be written ({error}); choose run.root")
         if holder is not None:
             raise ConfigError(f"{folder} is being trained by {holder}: wait for it, or choose run.name or run.dir")
         yield
@@ -136,13 +141,20 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _open_folder(folder: Path, yaml: str, images: dict[str, str], world: World) -> None:
-    """config.yaml, environment.json, and a line in the metrics for this start."""
-    folder.mkdir(parents=True, exist_ok=True)
-    first = not (folder / "config.yaml").exists()
-    replace_text(folder / "config.yaml", yaml)
-    facts = {**_environment(world), "images": images}
-    replace_text(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
-    append_line(folder / "metrics.jsonl", {"kind": "start", "restart": not first, "world_size": world.size})
+    """config.yaml, environment.json, and a line in the metrics for this start. ConfigError on every rank."""
+    error = None
+    if world.main:
+        try:
+            first = not (folder / "config.yaml").exists()
+            replace_text(folder / "config.yaml", yaml)
+            facts = {**_environment(world), "images": images}
+            replace_text(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
+            append_line(folder / "metrics.jsonl", {"kind": "start", "restart": not first, "world_size": world.size})
+        except OSError as e:
+            error = str(e)
+    error = world.share(error)
+    if error is not None:
+        raise ConfigError(f"{folder}: the run's files cannot be written ({error}); make room, or choose run.root")
 
 
 def _environment(world: World) -> dict[str, Any]:

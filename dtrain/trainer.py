@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from dtrain import tensors
@@ -62,6 +60,16 @@ class Trainer:
         """Whether it is the last one."""
         return self.number == len(self.stages) - 1
 
+    def rehearse(self) -> None:
+        """ConfigError unless one batch can be evaluated, and gives the metrics that the stages are judged by."""
+        self.algorithm.eval()
+        with torch.no_grad():
+            known = self.evaluation.rehearse()
+        for stage, _ in self.stages:
+            metric = of_stage(self.settings.checkpoint.best, stage.name)
+            if metric and metric not in known:
+                raise ConfigError(f"trainer.checkpoint.best={metric}: the metrics are {', '.join(sorted(known))}")
+
     def fit(self) -> int:
         """Runs to the end: 0 when finished, STOPPED when asked to stop. Evaluates and draws at the end."""
         try:
@@ -102,7 +110,9 @@ class Trainer:
             self._open()
             return
         for group, run in self.algorithm.pretrained.items():
-            self._load_networks(run, group)
+            trained = Checkpointer(run / "checkpoints", self.settings.checkpoint, self.world, self._report)
+            path = trained.load_networks(tensors.model_state(self.algorithm, [group]))
+            self.log.line(f"group {group} starts from {path}")
         self._enter(0)
 
     def _enter(self, number: int) -> None:
@@ -285,16 +295,6 @@ class Trainer:
         self.step = self.saved = info["step"]
         self.judge.restore(info["judged"])
         return True
-
-    def _load_networks(self, run: Path, group: str) -> None:
-        """The networks of a group as another run ended with them."""
-        state = tensors.model_state(self.algorithm, [group])
-        trained = Checkpointer(run / "checkpoints", self.settings.checkpoint, self.world, self._report)
-        found = trained.latest(best=True) or trained.latest()
-        if found is None:
-            raise ConfigError(f"{run} has no checkpoint that verifies: group {group} cannot start from it")
-        trained.load(found[0], state, part=True)
-        self.log.line(f"group {group} starts from {found[0]}")
 
     def _evaluate(self, pictures: bool) -> dict[str, float]:
         """Evaluates with the averaged weights."""

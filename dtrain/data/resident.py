@@ -28,7 +28,7 @@ class ResidentLoader(ShardLoader):
     def __init__(self, split: Split, spec: Spec, *, memory_map: bool = False) -> None:
         super().__init__(split, spec)
         self.memory_map = memory_map
-        self.guard = RowGuard(split, "images.npy")
+        self.guard = RowGuard(split, "images.npy", again=memory_map)
         self.host = split.images if memory_map else self._load()
         self.on_host = memory_map or torch.device(spec.device).type == "cpu"
         if not self.on_host:

