@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dtrain.claims import claimed
+
 STOPPED = 75  # EX_TEMPFAIL: stopped on request, the same command continues
 LOST = 76  # EX_PROTOCOL: another rank is gone; the same command continues
 
@@ -51,12 +53,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file; {} if there is none."""
+    """A small JSON file; {} if there is none, or a damaged one."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content
+    return content if isinstance(content, dict) else {}
 
 
 def append_line(path: Path, content: dict[str, Any]) -> None:
@@ -71,17 +73,16 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file, without any cut short or still being written; [] if there is none."""
+    """The whole objects of a JSON-lines file, without any cut short, damaged or being written; [] if there is none."""
     try:
-        text = path.read_text()
-    except FileNotFoundError:
+        whole = path.read_bytes().split(b"\n")[:-1]
+    except OSError:
         return []
     lines = []
-    for line in text.splitlines(keepends=True):
-        with contextlib.suppress(ValueError):
-            if line.endswith("\n"):
-                lines.append(json.loads(line))
-    return lines
+    for line in whole:
+        with contextlib.suppress(ValueError, RecursionError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def drop_after(path: Path, step: int) -> None:
@@ -94,17 +95,17 @@ def drop_after(path: Path, step: int) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock file `path`; yields whether it was had. The system releases it when its holder dies."""
+    """Holds the lock file `path`; yields whether it was had. It is free again once its holder has died."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as f:
+    with path.open("a+") as f, contextlib.ExitStack() as stack:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            had = True
         except BlockingIOError:
-            yield False
-            return
+            had = False
         except OSError:  # a file system without locks
-            pass
-        yield True
+            had = stack.enter_context(claimed(path, wait, LOST))
+        yield had
 
 
 @contextlib.contextmanager
@@ -117,7 +118,7 @@ def held(path: Path, name: str, patience: Callable[[str], float]) -> Iterator[st
                 path.write_text(name)
                 yield None
                 return
-        holder = path.read_text()
+        holder = path.read_text(errors="replace")
         if time.monotonic() - begin > patience(holder):
             yield holder
             return
