@@ -188,7 +188,9 @@ class Checkpointer:
             step = int(path.name.split("-")[1])
             milestone = self.settings.milestones and step % self.settings.milestones == 0
             if not milestone and path != best:
-                shutil.rmtree(path)
+                going = path.with_suffix(".incomplete")  # what a kill leaves of it is no checkpoint
+                os.replace(path, going)
+                shutil.rmtree(going)
 
     def _best(self) -> Iterator[Path]:
         """The checkpoints of the newest one's stage that were the best so far when they were saved, newest first.

@@ -145,6 +145,8 @@ def _open_folder(folder: Path, yaml: str, images: dict[str, str], world: World) 
     error = None
     if world.main:
         try:
+            for work in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):  # a kill's
+                work.unlink()
             first = not (folder / "config.yaml").exists()
             replace_text(folder / "config.yaml", yaml)
             facts = {**_environment(world), "images": images}

@@ -26,9 +26,10 @@ def latents(site: Site, encode: Callable[[Tensor], Tensor], *groups: str) -> Ten
     key = f"{site.train.split.manifest['sha256'][:16]}-{site.digest(*groups)}"
     file = site.folder / "latents" / f"{key}.npy"
     if not site.world.share(file.exists()):
-        _write(site, encode, file.with_name(f".{file.name}.{os.getpid()}"))
+        work = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        _write(site, encode, work)
         if site.world.main:
-            os.replace(file.with_name(f".{file.name}.{os.getpid()}"), file)
+            os.replace(work, file)
         site.world.barrier()
     return torch.from_numpy(np.load(file))
 
