@@ -22,8 +22,8 @@ from dtrain.config import Config, ConfigError, run_dir, signature
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.evaluate.preflight import check as check_evaluation
-from dtrain.faults import StopSignal
-from dtrain.files import LOST, append_line, held, read_json, replace_text
+from dtrain.faults import Interrupted, StopSignal
+from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text
 from dtrain.target import completed
 from dtrain.trainer import Trainer
 from dtrain.world import RanksMissing, World, environment, leave, start
@@ -61,8 +61,8 @@ def run(config: Config, yaml: str) -> int:
             file=sys.stderr,
         )
     try:
-        train, test = build_loaders(config, algorithm, splits, world)
         stop = StopSignal(world)
+        train, test = build_loaders(config, algorithm, splits, world)
         site = build_site(config, algorithm, train, world, folder, stop)
         evaluation = Evaluation(algorithm, site, test, config.evaluate, config.run.root / "statistics")
         trainer = Trainer(config, algorithm, site, stop, Evaluator(evaluation))
@@ -70,6 +70,10 @@ def run(config: Config, yaml: str) -> int:
         with _held(folder, world):
             _open_folder(folder, yaml, images, world)
             return trainer.fit()
+    except Interrupted:
+        if world.main:
+            print("stopped before the first step; the same command begins anew", flush=True)
+        return STOPPED
     except RanksMissing as e:
         print(f"dtrain: rank {rank}: {e}", file=sys.stderr)
         return LOST

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -180,6 +180,8 @@ def test_samples_are_conditioned_on_the_held_out_splits_own_labels(shards: Path)
 
 
 class Unbuilt(Conditional):
+    groups: ClassVar = {}
+
     def __init__(self, data: DataFacts) -> None:
         super().__init__()
 

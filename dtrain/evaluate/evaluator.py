@@ -12,6 +12,7 @@ from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out
+from dtrain.faults import Interrupted
 
 FIDELITY = ("isc", "isc_std", "fid", "kid")
 
@@ -67,7 +68,7 @@ class Evaluator:
             shapes = {
                 k: evaluation.algorithm.decode(prior(noise)).shape for k, prior in evaluation.priors(noise).items()
             }
-        except ShardError:
+        except (ShardError, Interrupted):
             raise
         except Exception as e:  # whatever the algorithm's own code raises
             raise ConfigError(f"{model} cannot be evaluated on one batch: {type(e).__name__}: {e}") from e
