@@ -70,7 +70,7 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole objects of a JSON-lines file, without any cut short, damaged or being written; [] if there is none."""
+    """The objects of a JSON-lines file, but those cut short, damaged or still being written; [] if there is none."""
     try:
         whole = path.read_bytes().split(b"\n")[:-1]
     except OSError:

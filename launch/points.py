@@ -86,7 +86,9 @@ def expand(overrides: list[str]) -> list[list[str]]:
             loader = GlobalHydra.instance().config_loader()
             master = loader.load_configuration("config", overrides=overrides, run_mode=RunMode.MULTIRUN)
             # As they were written: interpolations are the points' own to resolve.
-            asked = {k: OmegaConf.to_container(v, resolve=False) for k, v in master.hydra.overrides.items()}
+            asked: dict[str, Any] = {
+                k: OmegaConf.to_container(v, resolve=False) for k, v in master.hydra.overrides.items()
+            }
             swept: Any = OmegaConf.to_container(master.hydra.sweeper, resolve=False)
             params = [f"{k}={v}" for k, v in (swept["params"] or {}).items()]
             parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *asked["task"]])

@@ -1,4 +1,4 @@
-"""Names that no folder can have, secrets from the environment, and numbers without sense: refused before any start."""
+"""Names that no folder can have, secrets from the environment, numbers without sense: refused before any start."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def refused(command: Command, arguments: list[str], key: str, capsys: pytest.CaptureFixture[str], folder: Path) -> str:
+def refused(
+    command: Command, arguments: list[str], key: str, capsys: pytest.CaptureFixture[str], folder: Path
+) -> str:
     """What the command says as it refuses its arguments; nothing has been written."""
     assert command(arguments) == 2
     said = capsys.readouterr()
@@ -109,7 +111,7 @@ def test_a_value_from_the_environment_is_written_nowhere(
 def test_nor_is_one_of_a_frozen_configuration(folder: Path) -> None:
     file = folder / "config.yaml"
     file.write_text("run: {name: '${oc.env:SECRET}'}\n")
-    with pytest.raises(ConfigError, match="oc.env"):
+    with pytest.raises(ConfigError, match=r"oc\.env"):
         read(load(file))
 
 
@@ -122,7 +124,9 @@ def test_the_environment_can_be_read_again_afterwards() -> None:
 
 
 @pytest.mark.parametrize("command", [train, sweep], ids=["run", "sweep"])
-@pytest.mark.parametrize("override", ["run.name='${nothing}'", "data.path='${hydra:runtime.cwd}'", "data.name='${run.nothing}'"])
+@pytest.mark.parametrize(
+    "override", ["run.name='${nothing}'", "data.path='${hydra:runtime.cwd}'", "data.name='${run.nothing}'"]
+)
 def test_what_stands_for_nothing_is_named(
     command: Command, override: str, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
