@@ -55,8 +55,7 @@ def submit(
     except ConfigError:
         shutil.rmtree(path, ignore_errors=True)
         for index in indices:
-            with contextlib.suppress(ConfigError):
-                _own(sweep.points[index].run, before[index])
+            _give_back(sweep.points[index].run, before[index])
         raise
     return submission.started_as(job)
 
@@ -68,6 +67,16 @@ def _own(run: Path, owner: dict[str, Any]) -> None:
         write_json(run / "owner.json", owner)
     except OSError as e:
         raise ConfigError(f"{run}: cannot be written ({e})") from e
+
+
+def _give_back(run: Path, owner: dict[str, Any]) -> None:
+    """Notes the owner before, or that there was none."""
+    with contextlib.suppress(ConfigError, OSError):
+        if owner:
+            _own(run, owner)
+        else:
+            (run / "owner.json").unlink(missing_ok=True)
+            run.rmdir()  # unless it holds more
 
 
 @dataclass(frozen=True)

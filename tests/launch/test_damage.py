@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -196,7 +197,11 @@ def test_a_job_that_was_killed_does_not_run_for_as_long_as_its_scheduler(bench: 
     bench.sweep()
     until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
     (submission,) = bench.submissions
-    os.kill(int(submission.last(1)["job"].removeprefix("pid ")), signal.SIGKILL)
+    job = int(submission.last(1)["job"].removeprefix("pid "))
+    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+    os.kill(job, signal.SIGKILL)
+    for rank in children:
+        os.kill(int(rank), signal.SIGKILL)
     until(lambda: bench.names() == ["starting", "failed", "starting"], 10, lambda: str(bench.states()))
     bench.jobs("cancel")
 
@@ -352,10 +357,11 @@ def test_a_refused_submission_leaves_the_owners_as_they_were(still: Bench, monke
         raise ConfigError("no")
 
     before = (still.run(2) / "owner.json").read_text()
+    shutil.rmtree(still.run(1))
     with monkeypatch.context() as patch, pytest.raises(ConfigError):
         patch.setattr(local, "start", refuse)
         still.sweep()
-    assert (still.run(2) / "owner.json").read_text() == before
+    assert (still.run(2) / "owner.json").read_text() == before and not still.run(1).exists()
     assert [s.path.name for s in still.submissions] == ["1"] and still.names()[2] == "failed"
 
 
