@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from dtrain.config import CONFIGS, Config, ConfigError, parse, signature
@@ -21,9 +24,38 @@ from dtrain.target import model_arguments
 def compose(overrides: list[str]) -> DictConfig:
     """The configuration that the overrides describe, with run.name filled in. Raises ConfigError."""
     cfg, choices = compose_with_choices(overrides)
-    if cfg.run.name is None:
+    if unnamed(cfg):
         cfg.run.name = _name(cfg, choices)
     return cfg
+
+
+def unnamed(cfg: DictConfig) -> bool:
+    """Whether run.name is left to its default."""
+    run: Any = OmegaConf.to_container(cfg, resolve=False)["run"]  # type: ignore[index,call-overload]
+    return isinstance(run, dict) and run.get("name") is None
+
+
+@contextlib.contextmanager
+def no_environment() -> Iterator[None]:
+    """While values are resolved: ConfigError instead of what ${oc.env:...} stands for, which may be a secret."""
+
+    def refuse(name: str, *default: Any) -> Any:
+        asked.append(name)
+        raise ConfigError("values from the environment")
+
+    asked: list[str] = []
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    except OmegaConfBaseException as e:
+        if asked:
+            raise ConfigError(
+                f"{e.full_key}=${{oc.env:{asked[0]}}}: values from the environment would be written to the run's "
+                "config.yaml; give the value itself, or the path of a file that holds it"
+            ) from None
+        raise ConfigError(str(e)) from e
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
@@ -116,10 +148,8 @@ def load(path: Path) -> DictConfig:
 
 def typed(cfg: DictConfig) -> Config:
     """Types and ranges of every key but the model's arguments, which need torch. Raises ConfigError."""
-    try:
+    with no_environment():
         content = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as e:
-        raise ConfigError(str(e)) from e
     return parse(content)
 
 

@@ -12,9 +12,11 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+LONGEST_NAME = 200  # bytes of a run's or a sweep's name: of the 255 of a file system, some are for what follows it
 
 M = TypeVar("M", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
@@ -29,10 +31,32 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def name_error(name: str) -> str | None:
+    """Why a folder cannot have this name, or None."""
+    size = len(name.encode(errors="replace"))
+    if not name.strip():
+        return "is empty; a shell variable that is not set? Leave the key out for the default"
+    if not name.isprintable() or "/" in name or name in (".", ".."):
+        return "is the name of one folder: it may not hold / or control codes, nor be . or .."
+    return f"has {size} bytes; a name has at most {LONGEST_NAME}" if size > LONGEST_NAME else None
+
+
+def _named(name: str) -> str:
+    if error := name_error(name):
+        raise PydanticCustomError("name", "{why}", {"why": error})
+    return name
+
+
+def _given(path: Any) -> Any:
+    if path == "":
+        raise PydanticCustomError("path", "is empty; a shell variable that is not set? The present folder is .")
+    return path
+
+
 class RunConfig(_Section):
-    name: str | None = None
-    root: Path = Path("runs")
-    dir: Path | None = None
+    name: Annotated[str, AfterValidator(_named)] | None = None
+    root: Annotated[Path, BeforeValidator(_given)] = Path("runs")
+    dir: Annotated[Path | None, BeforeValidator(_given)] = None
 
 
 class DataConfig(_Section):

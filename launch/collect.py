@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import html
 import statistics
 import sys
 from collections import Counter
@@ -93,9 +94,24 @@ def read_rows(sweep: SweepFolder) -> list[Row]:
         # An evaluation in mid-training is no result.
         result: dict[str, Any] = {}
         for line in lines if state.name == "finished" else []:
-            result |= line if line["step"] == lines[-1]["step"] else {}
-        rows.append(Row(state, {k: float(v) for k, v in result.items() if k not in _NOT_METRICS}))
+            result |= line if line.get("step") == lines[-1].get("step") else {}
+        numbers = {k: _number(v) for k, v in result.items() if k not in _NOT_METRICS}
+        rows.append(Row(state, {k: v for k, v in numbers.items() if v is not None}))
     return rows
+
+
+def _number(value: Any) -> float | None:
+    """A metric, which may be 'nan' or 'inf'; None if it is damaged."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def plain(value: Any) -> str:
+    """A value as one line of text within a cell, whatever it holds."""
+    text = "".join(c if c.isprintable() else " " for c in number(value))
+    return html.escape(text, quote=False).replace("|", "&#124;")
 
 
 def grouped(rows: list[Row], objective: str) -> list[Setting]:
@@ -123,20 +139,20 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
         others = [m for m in groups[0].rows[0].metrics if m != objective]
         seeds = any(len(g.rows) > 1 for g in groups)
         head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others]
-        lines += ["| " + " | ".join(head) + " |", "|" + "--|" * len(head)]
+        lines += ["| " + " | ".join(map(plain, head)) + " |", "|" + "--|" * len(head)]
         for g in groups:
             score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
             rest = [f"{statistics.fmean(r.metrics.get(m, float('nan')) for r in g.rows):.4g}" for m in others]
-            lines.append("| " + " | ".join([*(number(g.values[k]) for k in keys), score, *rest]) + " |")
-        best = ", ".join(f"{k}={number(v)}" for k, v in groups[0].values.items()) or "all seeds"
-        runs = " ".join(str(r.state.entry.run) for r in groups[0].rows)
+            lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest]) + " |")
+        best = ", ".join(f"{plain(k)}={plain(v)}" for k, v in groups[0].values.items()) or "all seeds"
+        runs = " ".join(plain(r.state.entry.run) for r in groups[0].rows)
         lines += ["", f"best of {len(groups)} by {objective}: {best} ({groups[0].mean:.6g}) in {runs}"]
     missing = [r.state for r in rows if not r.metrics]
     if missing:
         names = ", ".join(f"{n} {name}" for name, n in Counter(s.name for s in missing).items())
         lines += ["", f"missing: {len(missing)} of {len(rows)} points ({names})"]
-        lines += [f"- {s.entry.index}: " + ", ".join(f"{k}={number(v)}" for k, v in s.entry.values.items())
-                  + f": {s.name} {s.note}".rstrip() for s in missing]  # fmt: skip
+        lines += [f"- {s.entry.index}: " + ", ".join(f"{plain(k)}={plain(v)}" for k, v in s.entry.values.items())
+                  + f": {plain(s.name)} {plain(s.note)}".rstrip() for s in missing]  # fmt: skip
     else:
         lines += ["", f"all {len(rows)} points are finished"]
     return "\n".join(lines).strip() + "\n"

@@ -39,8 +39,9 @@ def draw(path: Path, scores: Scores, axes: dict[str, list[Any]], objective: str)
     if finite.any():
         best = np.unravel_index(np.nanargmin(ranks), grid.shape)
         plot.add_patch(_frame(int(best[1]), int(best[0])))
-    plot.set_xticks(range(len(columns)), [number(v) for v in columns])
-    plot.set_yticks(range(len(rows)), [number(v) for v in rows])
+    # A value may hold what would be read as a formula.
+    plot.set_xticks(range(len(columns)), [number(v) for v in columns], parse_math=False)
+    plot.set_yticks(range(len(rows)), [number(v) for v in rows], parse_math=False)
     plot.set_xlabel(column_key)
     plot.set_ylabel(row_key)
     more = "" if len(next(iter(scores))) == 2 else ", best over the other keys"

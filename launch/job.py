@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dtrain.files import held, read_json
+from dtrain.files import held
 from launch.requeue import GRACE, Attempt, back_into_queue, outcome, say
 from launch.settings import launcher_from
-from launch.store import Submission, SweepFolder
+from launch.store import Submission, SweepFolder, read_status
 
 # How many ends in a row without a new step are no accident: a program that dies, a limit shorter than the start.
 STUCK = {"killed": 3, "stopped": 10}
@@ -35,11 +35,13 @@ def run_point(submission: Submission, index: int) -> int:
             say(f"{entry.run} is being run by job {holder}: nothing to do")
             submission.add_event(index, "elsewhere", job=job, by=holder)
             return 0
+        attempt = None
         while True:
             submission.add_event(index, "start", job=job, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
-            attempt = Attempt(*_ranks(submission, index), forward=submission.where == "local")
+            mark = submission.cancelled(index) if submission.where == "local" else None
+            attempt = Attempt(*_ranks(submission, index), mark is not None, mark, attempt)
             code = attempt.wait()
-            status = read_json(entry.run / "status.json")
+            status = read_status(entry.run)
             how = outcome(code, status)
             submission.add_event(index, "end", job=job, how=how, code=code, step=status.get("step", 0))
             if not _again(submission, index, how, attempt.asked):
@@ -73,7 +75,7 @@ def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
     """Whether to start the point again here. On SLURM never: the job goes back into the queue instead."""
     if how not in ("stopped", "killed") or submission.cancelled(index).exists():
         return False
-    ends = [e for e in submission.events(index) if e["event"] == "end"]
+    ends = [e for e in submission.events(index) if e.get("event") == "end"]
     if _stuck(ends):
         say(f"{how} again and again at step {ends[-1]['step']}: given up; see the log above, memory and time limits")
         return False
@@ -86,11 +88,15 @@ def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
 
 
 def _stuck(ends: list[dict[str, Any]]) -> bool:
-    how, step = ends[-1]["how"], ends[-1]["step"]
+    how, step = ends[-1].get("how"), ends[-1].get("step")
+    if how not in STUCK:
+        return False
     last = ends[-STUCK[how] :]
-    return len(last) == STUCK[how] and all((e["how"], e["step"]) == (how, step) for e in last)
+    return len(last) == STUCK[how] and all((e.get("how"), e.get("step")) == (how, step) for e in last)
 
 
 if __name__ == "__main__":
     folder = Submission.open(Path(sys.argv[1]))
+    if not folder.job:  # whoever submitted it did not live to note it
+        folder = folder.started_as(os.environ.get("SLURM_ARRAY_JOB_ID", ""))
     sys.exit(run_point(folder, int(sys.argv[2] if len(sys.argv) > 2 else os.environ["SLURM_ARRAY_TASK_ID"])))

@@ -67,7 +67,7 @@ def _logs(found: list[State], lines: int) -> None:
     for s in found:
         values = " ".join(f"{k}={table.number(v)}" for k, v in s.entry.values.items())
         print(f"== {s.entry.index}: {values} ({s.name}) {s.owner.log if s.owner else ''}")
-        if s.owner and s.owner.log.exists():
+        if s.owner and s.owner.log.is_file():
             text = s.owner.log.read_text(errors="replace")
             print("\n".join(text.splitlines()[-lines:]))
 
@@ -78,28 +78,38 @@ def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
         if not todo:
             print(f"submitted 0 points of {sweep.id}: none failed or is missing")
             return
+        files = {s.entry.index: sweep.config(s.entry.index) for s in todo}
+        yamls = {i: file.read_text(errors="replace") for i, file in files.items() if file}
+        gone = ", ".join(str(i) for i in files if i not in yamls)
+        again = "the launch/sweep.py command of this sweep submits what is missing"
+        if not yamls or not sweep.submissions():
+            raise ConfigError(f"{sweep.path}/submissions: there is none that can be submitted again; {again}")
+        if gone:
+            print(f"point {gone}: its configuration is gone; {again}")
         last = sweep.submissions()[-1]
         launcher = overridden(launcher_from(last.launcher), overrides)
-        newest = {i: s for s in sweep.submissions() for i in s.indices}
-        yamls = {s.entry.index: newest[s.entry.index].config(s.entry.index).read_text() for s in todo}
         place = where(last.where)
         submission = submit(sweep, yamls, launcher, place, last.parallel if place == last.where == "local" else None)
-    print(f"submitted {len(todo)} points of {sweep.id}: {place} {submission.job}")
+    print(f"submitted {len(yamls)} points of {sweep.id}: {place} {submission.job}")
 
 
 def _cancel(found: list[State]) -> None:
-    owners = [s.owner for s in found if s.name in ACTIVE and s.owner]
+    owned = [(s.name, s.owner) for s in found if s.name in (*ACTIVE, "lost") and s.owner]
     by_job: dict[Path, list[Owner]] = {}
-    for owner in owners:
-        owner.submission.cancelled(owner.index).touch()
-        by_job.setdefault(owner.submission.path, []).append(owner)
+    for name, owner in owned:
+        owner.submission.cancelled(owner.index).touch()  # what has not started yet, or is restarted, looks at it
+        if name in ACTIVE:
+            by_job.setdefault(owner.submission.path, []).append(owner)
     for group in by_job.values():
         submission, indices = group[0].submission, [o.index for o in group]
-        if submission.where == "slurm":
-            slurm.cancel(submission.job, indices)
-        else:
+        if submission.where == "local":
             local.cancel(submission, indices)
-    print(f"cancelled {len(owners)} points; running ones save first")
+        elif submission.job and not slurm.cancel(submission.job, indices):
+            print(f"scancel failed: of job {submission.job}, what runs goes on; what waits will not start")
+    print(f"cancelled {len(owned)} points; running ones save first")
+    strays = [str(s.entry.run) for s in found if s.name in ACTIVE and not s.owner]
+    if strays:
+        print(f"not started by a sweep, stop them where they run: {' '.join(strays)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -14,7 +15,9 @@ from types import FrameType
 
 from dtrain.config import ConfigError
 from launch.settings import Launcher, launcher_from
-from launch.store import Submission, SweepFolder
+from launch.store import Submission, fresh, touched
+
+BEAT = 5.0  # seconds between two signs of life
 
 
 def gpus() -> list[str]:
@@ -54,22 +57,33 @@ def start(submission: Path, code: Path, log: Path) -> int:
 
 
 def alive(submission: Submission) -> bool:
-    """Whether a submission's scheduler still runs; on another machine's it cannot be told, and is assumed."""
+    """Whether a submission's scheduler still runs: here by its process, on another machine by its sign of life."""
     if submission.host != platform.node():
-        return True
-    return _runs(submission.job, submission)
+        return fresh(max(touched(submission.path / name) for name in ("alive", "submission.json")))
+    return _runs(submission.job, submission) if submission.job else _found(submission)
+
+
+def _found(submission: Submission) -> bool:
+    """Whether there is a scheduler that nobody has lived to note."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if {b"launch.local", os.fsencode(submission.path)} <= set(command):
+                return True
+    return False
 
 
 class Scheduler:
     """Runs the points of a submission in order, `parallel` at a time, each with its own GPUs."""
 
     def __init__(self, submission: Submission) -> None:
-        self.submission, self.sweep = submission, SweepFolder.open(submission.path.parents[1])
+        self.submission = submission
         launcher = launcher_from(submission.launcher)
         devices, each = gpus(), launcher.gpus
         self.free = [devices[i * each : (i + 1) * each] for i in range(submission.parallel)]
         self.uses_gpus = each > 0
-        self.running: dict[subprocess.Popen[bytes], list[str]] = {}
+        self.running: dict[subprocess.Popen[bytes], tuple[int, list[str]]] = {}
+        self.beaten = -BEAT
         self.stopping = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
@@ -85,9 +99,25 @@ class Scheduler:
         while self.running or (waiting and not self.stopping):
             while waiting and self.free and not self.stopping:
                 self._start(waiting.pop(0))
+            self._beat()
             time.sleep(0.1)
             for process in [p for p in self.running if p.poll() is not None]:
-                self.free.append(self.running.pop(process))
+                self._end(process)
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        if now - self.beaten >= BEAT:
+            self.beaten = now
+            with contextlib.suppress(OSError):
+                (self.submission.path / "alive").touch()
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Frees the place, and says how the point ended where it could not do that itself."""
+        index, devices = self.running.pop(process)
+        self.free.append(devices)
+        code = process.returncode
+        if code and self.submission.last(index).get("event") != "end":
+            self.submission.add_event(index, "end", how="killed" if code < 0 else "failed", code=code, step=0)
 
     def _start(self, index: int) -> None:
         if self.submission.cancelled(index).exists():
@@ -96,29 +126,30 @@ class Scheduler:
         environment = dict(os.environ)
         if self.uses_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
-        with self.sweep.log(index).open("a") as out:
+        with self.submission.log(index).open("a") as out:
             process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "launch.job", str(self.submission.path), str(index)],
                 env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
-        self.running[process] = devices
+        self.running[process] = (index, devices)
 
 
 def cancel(submission: Submission, indices: list[int]) -> None:
-    """Stops points after they have saved. Their cancelled marks, set before, keep waiting ones from starting."""
-    if submission.host != platform.node():
-        raise ConfigError(
-            f"points that wait are cancelled; the running ones are on {submission.host}: cancel them there"
-        )
-    for index in indices:
+    """Stops points after they have saved. Their cancelled marks, set before, keep waiting ones from starting.
+
+    On another machine the points see their marks themselves, within seconds.
+    """
+    for index in indices if submission.host == platform.node() else []:
         last = submission.last(index)
-        pid = last.get("job", "").removeprefix("pid ")
+        pid = str(last.get("job", "")).removeprefix("pid ")
         if last.get("event") == "start" and _runs(pid, submission):
             os.kill(int(pid), signal.SIGTERM)
 
 
 def _runs(pid: str, submission: Submission) -> bool:
     """Whether this process is the submission's scheduler, or one of its points, or is just being started."""
+    if not pid.isdecimal():
+        return False
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -130,7 +161,4 @@ def _runs(pid: str, submission: Submission) -> bool:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    while not (folder / "submission.json").exists():  # written once this process's id is known
-        time.sleep(0.05)
-    Scheduler(Submission.open(folder)).run()
+    Scheduler(Submission.open(Path(sys.argv[1]))).run()

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtrain.compose import compose, compose_with_choices, typed
+from dtrain.compose import compose, compose_with_choices, typed, unnamed
 from dtrain.config import CONFIGS, Config, ConfigError, paths, run_dir, signature
 from launch.check import Checker
 
@@ -85,10 +85,13 @@ def expand(overrides: list[str]) -> list[list[str]]:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             master = loader.load_configuration("config", overrides=overrides, run_mode=RunMode.MULTIRUN)
-            params = [f"{k}={v}" for k, v in (master.hydra.sweeper.params or {}).items()]
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(
-                params + list(master.hydra.overrides.task)
-            )
+            # As they were written: interpolations are the points' own to resolve.
+            asked: dict[str, Any] = {
+                k: OmegaConf.to_container(v, resolve=False) for k, v in master.hydra.overrides.items()
+            }
+            swept: Any = OmegaConf.to_container(master.hydra.sweeper, resolve=False)
+            params = [f"{k}={v}" for k, v in (swept["params"] or {}).items()]
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *asked["task"]])
             (lines,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except OverrideParseException as e:
         raise ConfigError(str(e).splitlines()[0]) from e
@@ -97,8 +100,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
     except HydraException as e:
         compose([o for o in overrides if not _parse(o).is_sweep_override()])  # says more about a wrong key
         raise ConfigError(str(e)) from e
-    hydra_lines = [str(o) for o in master.hydra.overrides.hydra]
-    return [hydra_lines + list(line) for line in lines]
+    return [[*asked["hydra"], *line] for line in lines]
 
 
 def _swept(lines: list[list[str]]) -> list[str]:
@@ -119,7 +121,7 @@ def _parse(override: str) -> Override:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     """As dtrain.compose.compose, but without a signature in run.name: the point's own follows it."""
     cfg, choices = compose_with_choices(list(overrides))
-    if cfg.run.name is None:
+    if unnamed(cfg):
         name = str(choices.get("experiment") or f"{choices['model']}-{choices['data']}")
         cfg.run.name = name.replace("/", "-")
     return cfg
@@ -166,10 +168,6 @@ def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
         raise ConfigError(f"run.dir={config.run.dir}: is one folder for all points; use run.root and run.name")
     own = signature(config)
     cfg.run.name = f"{config.run.name}-{own}"
-    if not cfg.run.name.isprintable() or "/" in cfg.run.name:
-        raise ConfigError(
-            f"run.name={config.run.name!r}: is part of a folder's name; it may not hold / or control codes"
-        )
     # Whatever folder a later command, or the job, is started in.
     for key, path in paths(config).items():
         OmegaConf.update(cfg, key, str(path.absolute()))

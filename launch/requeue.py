@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ from dtrain.files import LOST, STOPPED
 from launch import slurm
 
 GRACE = 60.0  # seconds that the other ranks may go on after one has ended badly
+LOOK = 2.0  # seconds between two looks for a mark
 
 
 class Attempt:
@@ -27,15 +29,25 @@ class Attempt:
 
     forward: pass requests to stop on to the processes. Not to srun: SLURM signals its tasks itself, and srun would
     pass on no more than a kill. A request may come at any moment, before the first process has started or while
-    one ends: its handler only notes it, and wait() passes it on.
+    one ends: its handler only notes it, and wait() passes it on. mark: a file that, once it exists, is a request
+    too. before: the attempt before this one, whose handler may have noted a request after it had ended.
     """
 
-    def __init__(self, commands: list[list[str]], environments: list[Mapping[str, str]], forward: bool) -> None:
+    def __init__(
+        self,
+        commands: list[list[str]],
+        environments: list[Mapping[str, str]],
+        forward: bool,
+        mark: Path | None = None,
+        before: Attempt | None = None,
+    ) -> None:
         self.asked = False
-        self._forward = forward
+        self._forward, self._mark, self._looked = forward, mark, time.monotonic()
         self._undelivered = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._request)
+        if before is not None and before.asked:
+            self.asked = self._undelivered = True
         self._processes = [
             subprocess.Popen(command, env={**os.environ, **extra}, start_new_session=True)
             for command, extra in zip(commands, environments, strict=True)
@@ -43,6 +55,12 @@ class Attempt:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.asked = self._undelivered = True
+
+    def _look(self, now: float) -> None:
+        if self._mark is not None and not self.asked and now - self._looked >= LOOK:
+            self._looked = now
+            if self._mark.exists():
+                self.asked = self._undelivered = True
 
     def _signal(self, number: int) -> None:
         for process in self._processes:
@@ -53,6 +71,7 @@ class Attempt:
         """The largest exit code, 128 + n for a process that signal n ended: what srun says of its tasks."""
         deadline = None
         while None in (codes := [p.poll() for p in self._processes]):
+            self._look(time.monotonic())
             if self._undelivered and self._forward:
                 self._undelivered = False
                 self._signal(signal.SIGTERM)

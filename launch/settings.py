@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,10 +15,17 @@ from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtrain.config import CONFIGS, ConfigError
+from dtrain.compose import no_environment
+from dtrain.config import CONFIGS, ConfigError, name_error
 
 # Not ours to set: where submitit keeps pickles (there are none), and the stock launcher's class.
 _FOREIGN = ("_target_", "submitit_folder", "stderr_to_stdout")
+
+# Of each number. SLURM takes 0 GB as a node's whole memory.
+_LEAST = {
+    "nodes": 1, "tasks_per_node": 1, "timeout_min": 1, "array_parallelism": 1, "cpus_per_task": 1, "cpus_per_gpu": 1,
+    "gpus_per_node": 0, "gpus_per_task": 0, "mem_gb": 0, "signal_delay_s": 0, "max_num_timeout": 0,
+}  # fmt: skip
 
 
 @dataclass
@@ -140,17 +148,18 @@ def _merge(kind: type[Any], base: Any, overrides: list[Override]) -> Any:
             key = o.key_or_group.partition(".")[2]
             # Only additional_parameters is open: its keys are sbatch's.
             OmegaConf.update(node, key, o.value(), merge=True, force_add=key.startswith("additional_parameters."))
-        return OmegaConf.to_object(node)
+        with no_environment():
+            return OmegaConf.to_object(node)
     except OmegaConfBaseException as e:
         names = ", ".join(sorted(f.name for f in fields(kind) if f.name not in _FOREIGN))
         raise ConfigError(f"{line}: {str(e).splitlines()[0]}\n  allowed: {names}") from e
 
 
 def _check_launcher(launcher: Launcher) -> None:
-    for key in ("nodes", "tasks_per_node", "timeout_min", "array_parallelism", "cpus_per_task"):
+    for key, least in _LEAST.items():
         value = getattr(launcher, key)
-        if value is not None and value < 1:
-            raise ConfigError(f"launcher.{key}={value}: must be at least 1")
+        if value is not None and value < least:
+            raise ConfigError(f"launcher.{key}={value}: must be at least {least}")
     if launcher.signal_delay_s * 2 > launcher.timeout_min * 60:
         raise ConfigError(
             f"launcher.signal_delay_s={launcher.signal_delay_s}: a job of launcher.timeout_min="
@@ -169,6 +178,12 @@ def _check_sweep(sweep: Sweep) -> None:
         raise ConfigError(f"sweep.where={sweep.where}: allowed: auto, slurm, local")
     if sweep.parallel is not None and sweep.parallel < 1:
         raise ConfigError(f"sweep.parallel={sweep.parallel}: must be at least 1")
+    if sweep.pilot is not None and not 0 < sweep.pilot < math.inf:
+        raise ConfigError(f"sweep.pilot={sweep.pilot}: is a speed in images/s, and must be more than 0")
+    if sweep.name is not None and (error := name_error(sweep.name)):
+        raise ConfigError(f"sweep.name={sweep.name!r}: {error}")
+    if not sweep.dir:
+        raise ConfigError("sweep.dir is empty; a shell variable that is not set? The present folder is .")
 
 
 def sweeps_folder(sweep: Sweep) -> Path:

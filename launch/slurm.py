@@ -72,11 +72,18 @@ def queue() -> dict[tuple[str, int], tuple[str, str]] | None:
     return None if rows is None else {(job, int(i)): (state, why) for job, i, state, why in rows if i.isdigit()}
 
 
+def find(submission: Path) -> str:
+    """The id of this user's waiting or running array whose script lies in the submission's folder; '' if none."""
+    rows = _ask("squeue", "--me", "--noheader", "--format=%F|%o") or []
+    return next((job for job, *command in rows if "|".join(command).startswith(f"{submission}/")), "")
+
+
 def accounting(jobs: list[str]) -> dict[tuple[str, int], str]:
     """(array id, index) -> last state; {} where the cluster keeps no accounts."""
-    rows = _ask(
-        "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(jobs)}"
-    )
+    named = ",".join(filter(None, jobs))
+    if not named:
+        return {}
+    rows = _ask("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={named}")
     states = {}
     for name, state in rows or []:
         job, _, index = name.partition("_")
@@ -102,6 +109,6 @@ def requeue(job: str) -> bool:
     return _ask("scontrol", "requeue", job) is not None
 
 
-def cancel(job: str, indices: list[int]) -> None:
-    """Cancels array tasks; they get SIGTERM first, and KillWait seconds to save."""
-    subprocess.run(["scancel", *(f"{job}_{i}" for i in indices)], check=True)
+def cancel(job: str, indices: list[int]) -> bool:
+    """Cancels array tasks; they get SIGTERM first, and KillWait seconds to save. Whether SLURM agreed."""
+    return _ask("scancel", *(f"{job}_{i}" for i in indices)) is not None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dtrain.config import ConfigError
 from dtrain.files import read_json, read_lines
 from launch import local, slurm
-from launch.store import Entry, Submission, SweepFolder
+from launch.store import Entry, Submission, fresh, read_status, touched
 
-FRESH = 30.0  # seconds that a heartbeat counts
+SUBMITTING = 60.0  # seconds that sbatch may take to say which job it has made
 ACTIVE = ("pending", "starting", "running")
 
 
@@ -27,7 +28,7 @@ class Owner:
     @property
     def log(self) -> Path:
         """What the run's jobs printed."""
-        return SweepFolder.open(self.submission.path.parents[1]).log(self.index)
+        return self.submission.log(self.index)
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,27 @@ class State:
 
 def states(points: Iterable[Entry]) -> list[State]:
     """The state of every point now."""
-    opened: dict[Path, Submission] = {}
+    opened: dict[Path, Submission | None] = {}
     owners: list[tuple[Entry, Owner | None]] = []
     for entry in points:
         claim = read_json(entry.run / "owner.json")
-        path = Path(claim.get("submission", ""))
-        if claim and path not in opened and (path / "submission.json").exists():
-            opened[path] = Submission.open(path)
-        owners.append((entry, Owner(opened[path], claim["index"]) if path in opened else None))
-    live = _Live(list(opened.values()))
+        path, index = Path(str(claim.get("submission", "damaged"))), claim.get("index")
+        if claim and path not in opened:
+            opened[path] = _submission(path)
+        submission = opened.get(path)
+        owners.append((entry, Owner(submission, index) if submission and index in submission.indices else None))
+    live = _Live([s for s in opened.values() if s])
     return [_state(entry, owner, live) for entry, owner in owners]
+
+
+def _submission(path: Path) -> Submission | None:
+    """The submission of a folder, if it can be read. A job that nobody has lived to note is looked for."""
+    with contextlib.suppress(ConfigError):
+        submission = Submission.open(path)
+        if submission.where == "slurm" and not submission.job:
+            submission = submission.started_as(slurm.find(path))
+        return submission
+    return None
 
 
 class _Live:
@@ -84,13 +96,17 @@ class _Live:
     def queued(self, owner: Owner) -> tuple[str, str] | None:
         """(SLURM's state, its reason) of a point that waits or runs; None if it does neither."""
         last = owner.submission.last(owner.index).get("event")
+        cancelled = owner.submission.cancelled(owner.index).exists()
         if owner.submission.where == "local":
-            ended = last == "end" or (owner.submission.cancelled(owner.index).exists() and last is None)
+            ended = last == "end" or (cancelled and last is None)
             if not self._alive[owner.submission.path] or ended:
                 return None
             return ("RUNNING" if last else "PENDING", "")
-        if self._queue is None:
-            return ("PENDING", "squeue does not answer") if last != "end" else None
+        if not owner.submission.job:
+            young = fresh(touched(owner.submission.path / "submission.json"), SUBMITTING)
+            return ("PENDING", "being submitted") if young and not cancelled else None
+        if self._queue is None:  # a job that starts later looks at the mark itself
+            return ("PENDING", "squeue does not answer") if last != "end" and not cancelled else None
         found = self._queue.get((owner.submission.job, owner.index))
         return None if found and found[0] == "COMPLETING" and last == "end" else found
 
@@ -100,9 +116,9 @@ class _Live:
 
 
 def _state(entry: Entry, owner: Owner | None, live: _Live) -> State:
-    status = read_json(entry.run / "status.json")
-    own, age = status.get("state"), time.time() - status.get("time", 0.0)
-    if own == "finished" or (own == "running" and age < FRESH):
+    status = read_status(entry.run)
+    own = status.get("state")
+    if own == "finished" or (own == "running" and fresh(status.get("time", 0.0))):
         return State(entry, own, status, owner)
     queued = live.queued(owner) if owner else None
     if queued:
@@ -136,7 +152,7 @@ def _error(status: dict[str, Any], owner: Owner | None) -> str:
     """The run's own words, else the last line of its log."""
     if status.get("error"):
         return str(status["error"])
-    if owner is None or not owner.log.exists():
+    if owner is None or not owner.log.is_file():
         return ""
     lines = [line for line in owner.log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else ""

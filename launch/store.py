@@ -1,28 +1,55 @@
 """What a sweep keeps on disk: sweeps/<id>/ with sweep.json, and one folder for each submission of its points.
 
 submissions/<n>/submission.json, points/<index>.yaml (frozen configurations), points/<index>.events (what happened
-to the point, one JSON line each), code/<hash>/ (the code that its jobs run), logs/<index>.log.
+to the point, one JSON line each), alive (touched by a local scheduler while it lives); code/<hash>/ (the code that
+jobs run), logs/<index>.log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import platform
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dtrain.config import ConfigError
-from dtrain.files import append_line, read_lines, write_json
+from dtrain.files import append_line, read_json, read_lines, write_json
 from launch.points import Point
 
 ROOT = Path(__file__).resolve().parent.parent
+FRESH = 30.0  # seconds that a heartbeat counts
+SKEW = 5.0  # seconds that another machine's clock may be ahead
 _CODE = ("dtrain", "launch", "data_prep", "configs")
+# What must be in a submission.json, and what may be in a status.json.
+_FIELDS = {"where": str, "indices": list, "launcher": dict, "job": str, "host": str, "parallel": int}
+_TEXTS, _COUNTS, _NUMBERS = ("state", "error"), ("step", "max_steps"), ("time", "eta_s", "images_per_s")
+
+
+def fresh(when: float, seconds: float = FRESH) -> bool:
+    """Whether a heartbeat of that time counts. One from the future, of a clock that was set back, does not."""
+    return -SKEW <= time.time() - when < seconds
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """A run's status.json, without what in it is damaged."""
+    found = read_json(run / "status.json")
+    right: dict[str, Any] = {k: v for k in _TEXTS if isinstance(v := found.get(k), str)}
+    right |= {k: v for k in _COUNTS if isinstance(v := found.get(k), int) and abs(v) < 2**63}
+    right |= {k: v for k in _NUMBERS if isinstance(v := found.get(k), int | float) and abs(v) < 2**63}  # and not NaN
+    return right | {k: v for k in ("loss",) if isinstance(v := found.get(k), float)}
+
+
+def touched(path: Path) -> float:
+    """When a file was last written; 0 if there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 @dataclass(frozen=True)
@@ -49,17 +76,33 @@ class Submission:
 
     @classmethod
     def open(cls, path: Path) -> Submission:
-        """Reads submission.json."""
-        return cls(path=path, **json.loads((path / "submission.json").read_text()))
+        """Reads submission.json. Raises ConfigError."""
+        content = read_json(path / "submission.json")
+        right = content.keys() == _FIELDS.keys() and all(isinstance(content[k], t) for k, t in _FIELDS.items())
+        if not right or content["where"] not in ("slurm", "local") or not _all(content["indices"], int):
+            raise ConfigError(f"{path / 'submission.json'} is missing or damaged")
+        return cls(path=path, **content)
 
     def write(self) -> None:
         """Writes submission.json."""
         content = {k: v for k, v in self.__dict__.items() if k != "path"}
         write_json(self.path / "submission.json", content)
 
+    def started_as(self, job: str) -> Submission:
+        """Notes the job's id, if there is one."""
+        if not job:
+            return self
+        found = replace(self, job=job)
+        found.write()
+        return found
+
     def config(self, index: int) -> Path:
         """The frozen configuration of a point."""
         return self.path / "points" / f"{index}.yaml"
+
+    def log(self, index: int) -> Path:
+        """Everything that a point's jobs printed, over all restarts."""
+        return self.path.parents[1] / "logs" / f"{index}.log"
 
     def cancelled(self, index: int) -> Path:
         """Exists once the point was cancelled: then it is not requeued."""
@@ -71,7 +114,7 @@ class Submission:
 
     def last(self, index: int) -> dict[str, Any]:
         """The latest start or end of the point; {} before the first start."""
-        return next((e for e in reversed(self.events(index)) if e["event"] in ("start", "end")), {})
+        return next((e for e in reversed(self.events(index)) if e.get("event") in ("start", "end")), {})
 
     def add_event(self, index: int, event: str, **facts: Any) -> None:
         """Appends one event of a point."""
@@ -91,12 +134,24 @@ class SweepFolder:
     def open(cls, path: Path) -> SweepFolder:
         """Reads sweep.json. Raises ConfigError naming the sweeps that there are."""
         try:
-            content = json.loads((path / "sweep.json").read_text())
-        except FileNotFoundError as e:
+            there = (path / "sweep.json").exists()
+        except (OSError, ValueError):  # no name that a file could have
+            there = False
+        if not there:
             names = sorted(p.parent.name for p in path.parent.glob("*/sweep.json"))
-            raise ConfigError(f"no sweep {path.name} in {path.parent}; it has: {', '.join(names) or 'none'}") from e
-        points = [Entry(**{**p, "run": Path(p["run"])}) for p in content["points"]]
-        return cls(path, content["keys"], points)
+            raise ConfigError(f"no sweep {path.name} in {path.parent}; it has: {', '.join(names) or 'none'}")
+        content = read_json(path / "sweep.json")
+        try:
+            keys, points = content["keys"], [Entry(**{**p, "run": Path(p["run"])}) for p in content["points"]]
+            whole = bool(points) and all(p.index == i and p.values.keys() == set(keys) for i, p in enumerate(points))
+        except (KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise ConfigError(
+                f"{path / 'sweep.json'} is damaged: remove it, and the sweep's launch/sweep.py command writes it "
+                "again; the runs and their states stay"
+            )
+        return cls(path, keys, points)
 
     @property
     def id(self) -> str:
@@ -104,9 +159,25 @@ class SweepFolder:
         return self.path.name
 
     def submissions(self) -> list[Submission]:
-        """Oldest first."""
-        numbers = sorted(int(p.parent.name) for p in self.path.glob("submissions/*/submission.json"))
-        return [Submission.open(self.path / "submissions" / str(n)) for n in numbers]
+        """Oldest first, without damaged ones."""
+        found = []
+        for _, path in sorted(self._folders().items()):
+            with contextlib.suppress(ConfigError):
+                found.append(Submission.open(path))
+        return found
+
+    def config(self, index: int) -> Path | None:
+        """The newest frozen configuration of a point, be its submission damaged or not."""
+        files = [path / "points" / f"{index}.yaml" for _, path in sorted(self._folders().items())]
+        return next((f for f in reversed(files) if f.is_file()), None)
+
+    def _folders(self) -> dict[int, Path]:
+        """The submissions' folders by number, among whatever else lies there."""
+        try:
+            names = [p for p in (self.path / "submissions").iterdir() if re.fullmatch("[1-9][0-9]{0,8}", p.name)]
+        except OSError:
+            return {}
+        return {int(p.name): p for p in names}
 
     def log(self, index: int) -> Path:
         """Everything that a point's jobs printed, over all restarts."""
@@ -115,10 +186,13 @@ class SweepFolder:
     def new_submission(self) -> Path:
         """An empty folder for the next submission."""
         (self.path / "submissions").mkdir(exist_ok=True)
-        used = [int(p.name) for p in (self.path / "submissions").iterdir()]
-        path = self.path / "submissions" / str(max(used, default=0) + 1)
+        path = self.path / "submissions" / str(max(self._folders(), default=0) + 1)
         (path / "points").mkdir(parents=True)
         return path
+
+
+def _all(values: list[Any], kind: type) -> bool:
+    return all(isinstance(v, kind) for v in values)
 
 
 def sweep_id(points: list[Point], name: str) -> str:

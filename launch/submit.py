@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dtrain.config import Config, ConfigError
 from dtrain.files import read_json, write_json
 from launch import local, slurm
 from launch.settings import Launcher
 from launch.standing import ACTIVE, State
-from launch.store import Submission, SweepFolder, snapshot
+from launch.store import Submission, SweepFolder, read_status, snapshot
 
 
 def where(asked: str) -> str:
@@ -39,23 +41,42 @@ def submit(
     for index in indices:
         submission.config(index).write_text(yamls[index])
     code = snapshot(sweep.path)
-    submission.write()  # a job may start before its id is known here
+    # All of this before anything starts: whoever comes next finds out by it, should this process be killed.
+    submission.write()
+    before = {index: read_json(sweep.points[index].run / "owner.json") for index in indices}
     try:
+        for index in indices:
+            _own(sweep.points[index].run, {"submission": str(path), "index": index})
         if place == "slurm":
             executor = slurm.ArrayExecutor(path, launcher.max_num_timeout)
             job = executor.submit_points(launcher, indices, sweep.path / "logs" / "%a.log", code)
         else:
             job = str(local.start(path, code, sweep.path / "logs" / "local.log"))
     except ConfigError:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
+        for index in indices:
+            _give_back(sweep.points[index].run, before[index])
         raise
-    submission = replace(submission, job=job)
-    submission.write()
-    for index in indices:
-        run = sweep.points[index].run
+    return submission.started_as(job)
+
+
+def _own(run: Path, owner: dict[str, Any]) -> None:
+    """Notes who a run belongs to. Raises ConfigError."""
+    try:
         run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "owner.json", {"submission": str(path), "index": index})
-    return submission
+        write_json(run / "owner.json", owner)
+    except OSError as e:
+        raise ConfigError(f"{run}: cannot be written ({e})") from e
+
+
+def _give_back(run: Path, owner: dict[str, Any]) -> None:
+    """Notes the owner before, or that there was none."""
+    with contextlib.suppress(ConfigError, OSError):
+        if owner:
+            _own(run, owner)
+        else:
+            (run / "owner.json").unlink(missing_ok=True)
+            run.rmdir()  # unless it holds more
 
 
 @dataclass(frozen=True)
@@ -91,6 +112,7 @@ def _speed(runs: set[Path]) -> float:
         float(speed)
         for family in families
         for sibling in family.parent.glob("*/status.json")
-        if sibling.parent.name.rpartition("-")[0] == family.name and (speed := read_json(sibling).get("images_per_s"))
+        if sibling.parent.name.rpartition("-")[0] == family.name
+        and (speed := read_status(sibling.parent).get("images_per_s", 0.0)) > 0
     ]
     return statistics.median(found) if found else 0.0

@@ -59,6 +59,8 @@ def run(settings: Settings, argv: list[str]) -> int:
     with locked(base / "lock"):  # two commands at once must not both find a point missing
         fresh = [Entry(i, p.values, p.signature, p.run) for i, p in enumerate(points)]
         entries = SweepFolder.open(path).points if (path / "sweep.json").exists() else fresh
+        if {e.signature for e in entries} != set(by_signature):
+            raise ConfigError(f"{path / 'sweep.json'} is damaged: it holds other points; remove it and try again")
         found = states(entries)
         todo = to_submit(found)
         _plan(settings, path.name, place, found, {e.index: by_signature[e.signature] for e in entries}, collapsed)

@@ -37,7 +37,7 @@ def table(found: list[State], keys: list[str]) -> Table:
         view.add_column(title, overflow="fold")
     for s in found:
         running = s.name == "running"
-        step = f"{s.status['step']}/{s.status['max_steps']}" if "max_steps" in s.status else ""
+        step = f"{s.status['step']}/{s.status['max_steps']}" if {"step", "max_steps"} <= s.status.keys() else ""
         cells = [
             str(s.entry.index),
             *(number(s.entry.values[k]) for k in keys),

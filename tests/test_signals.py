@@ -34,9 +34,12 @@ MOMENTS: dict[str, tuple[Any, str]] = {
 }
 EVERYWHERE = [(1, number, moment) for number in SIGNALS for moment in MOMENTS if moment != "compile"]
 SAMPLE = [
-    pytest.param(1, signal.SIGTERM, "compile", marks=pytest.mark.slow), (2, signal.SIGINT, "first step"), (2, signal.SIGHUP, "pictures"),
-    (2, signal.SIGTERM, "evaluation"), (2, signal.SIGUSR2, "save"),
-]  # fmt: skip
+    pytest.param(1, signal.SIGTERM, "compile", marks=pytest.mark.slow),
+    (2, signal.SIGINT, "first step"),
+    (2, signal.SIGHUP, "pictures"),
+    (2, signal.SIGTERM, "evaluation"),
+    (2, signal.SIGUSR2, "save"),
+]
 
 
 def configured(folder: Path, shards: Path, *overrides: str) -> Path:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,20 @@ def test_cancel_saves_and_retry_continues(project: Project) -> None:
     until(lambda: read_json(run / "status.json")["step"] > stopped["step"], 60, sweep.log(0).read_text)
     assert f"step {stopped['step']}" in project("jobs.py", "logs", sweep.id, "--lines=1000")
     project("jobs.py", "cancel", sweep.id)
+
+
+def test_an_array_whose_id_was_never_noted_is_found_and_cancelled(project: Project) -> None:
+    """Its submitting shell was killed right after sbatch; points that wait are found by their script."""
+    options = ("seed=4", "run.root=killed", "trainer.max_steps=3000", "launcher.additional_parameters.begin=now+600")
+    sweep = SweepFolder.open(project.path / "sweeps" / project.sweep(*options))
+    (submission,) = sweep.submissions()
+    replace(submission, job="").write()
+    assert "1 pending" in project("jobs.py", "status", sweep.id)
+    assert sweep.submissions() == [submission]
+    replace(submission, job="").write()
+    assert "submitted 0 points" in project("sweep.py", "-m", *options)
+    assert "cancelled 1 points" in project("jobs.py", "cancel", sweep.id)
+    until(lambda: "1 cancelled" in project("jobs.py", "status", sweep.id), 60)
 
 
 # script -> sbatch's options, the experiment, its image shape, and what makes it tiny

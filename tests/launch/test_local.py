@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.config import ConfigError
 from dtrain.files import read_json
 from launch import local
 from launch.store import Submission, SweepFolder
@@ -75,8 +74,7 @@ def test_cancelling_never_signals_another_machines_or_a_strangers_process(tmp_pa
         submission = Submission(tmp_path, "local", [0], {}, str(stranger.pid), platform.node(), 1)
         submission.add_event(0, "start", job=f"pid {stranger.pid}")
         local.cancel(submission, [0])
-        with pytest.raises(ConfigError, match="are on elsewhere"):
-            local.cancel(replace(submission, host="elsewhere"), [0])
+        local.cancel(replace(submission, host="elsewhere"), [0])
         assert stranger.poll() is None
         assert not local.alive(submission)
         stranger.kill()

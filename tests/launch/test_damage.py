@@ -1,0 +1,390 @@
+"""A damaged file, a stray one, a host that is gone: one point's trouble each, and no point is lost or run twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dtrain.files import append_line, read_json, read_lines
+from launch import collect, local, slurm, submit
+from launch.requeue import Attempt
+from launch.standing import State
+from launch.store import Entry, Submission, SweepFolder
+from tests.launch.bench import Bench, bench, still
+from tests.launch.support import until
+
+__all__ = ["bench", "still"]
+
+FILES = {
+    "status": "runs/run-2/status.json",
+    "owner": "runs/run-2/owner.json",
+    "metrics": "runs/run-2/metrics.jsonl",
+    "submission": "sweeps/{id}/submissions/1/submission.json",
+    "events": "sweeps/{id}/submissions/1/points/2.events",
+}
+WRONG = {
+    "state": 5, "time": "yesterday", "step": "x", "max_steps": [], "loss": {}, "eta_s": "soon", "error": 3,
+    "submission": 7, "index": "2", "event": ["start"], "job": 1, "indices": ["2"], "kind": "evaluation",
+}  # fmt: skip
+CONTENTS = {
+    "empty": b"",
+    "cut": b'{"state": "fini',
+    "null": b"null\n",
+    "list": b"[1, 2]\n",
+    "number": b"7\n",
+    "text": b'"x"\n',
+    "binary": b"\xff\xfe\x00\x80\n",
+    "zeros": bytes(4096),
+    "deep": b"[" * 200_000 + b"\n",
+    "huge number": b'{"time": 1' + b"0" * 400 + b', "step": 1' + b"0" * 400 + b"}\n",
+    "nan": b'{"state": "running", "time": NaN, "eta_s": NaN, "loss": NaN, "step": 1, "max_steps": 2}\n',
+    "infinite": b'{"state": "running", "time": Infinity, "eta_s": -Infinity, "step": 1}\n',
+    "wrong types": json.dumps(WRONG).encode() + b"\n",
+    "nothing in it": b"{}\n",
+    "null bytes in a path": b'{"submission": "a\\u0000b", "index": 0}\n',
+    "a lone surrogate": b'{"submission": "\\ud800", "index": 0, "state": "\\ud800"}\n',
+}
+STRAYS = (".nfs000000000123", "abc", "1.bak", "007", "²", "-1", "0", "9" * 30, "1 ", "2~", "Thumbs.db")
+STATES = {
+    "pending", "starting", "running", "finished", "failed", "cancelled", "stopped", "lost", "missing",
+}  # fmt: skip
+
+
+def check_all_commands(still: Bench, submits: set[int]) -> None:
+    """Every command works, and only point 2 is ever submitted again."""
+    assert "2 finished" in still.jobs("status")
+    assert still.names()[:2] == ["finished"] * 2
+    still.jobs("logs")
+    still.jobs("cancel")
+    sweep = SweepFolder.open(still.folder)
+    collect.collect(sweep, still.path / "out", "objective", None)
+    before = len(still.submissions)
+    said = still.sweep()
+    assert any(f"submitted {n} points" in said for n in submits), said
+    for submission in still.submissions[before:]:
+        assert submission.indices == [2]
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES.keys())
+def test_one_damaged_file_is_one_points_state(still: Bench, file: str, content: bytes) -> None:
+    path = still.path / file.format(id=still.folder.name)
+    path.write_bytes(content)
+    assert set(still.names()) <= STATES | {"5", "fini"}
+    if "submission.json" in file:
+        assert "launch/sweep.py command" in still.jobs("retry", check=2)
+    else:
+        assert "submitted 1 points" in still.jobs("retry")
+        assert [s.indices for s in still.submissions] == [[0, 1, 2], [2]]
+    check_all_commands(still, {1})
+
+
+@pytest.mark.parametrize("file", [f for k, f in FILES.items() if k != "owner"])
+def test_a_folder_in_the_place_of_a_file(still: Bench, file: str) -> None:
+    path = still.path / file.format(id=still.folder.name)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    check_all_commands(still, {1})
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("name", STRAYS)
+def test_a_stray_among_the_submissions_is_none(still: Bench, name: str, kind: str) -> None:
+    stray = still.folder / "submissions" / name
+    stray.mkdir() if kind == "folder" else stray.write_text("{}")
+    assert "submitted 1 points" in still.jobs("retry")
+    check_all_commands(still, {1})
+    assert [int(s.path.name) for s in still.submissions] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
+def test_a_damaged_sweep_is_named(still: Bench, content: bytes) -> None:
+    (still.folder / "sweep.json").write_bytes(content)
+    for command in ("status", "retry", "cancel", "logs"):
+        assert "sweep.json is damaged: remove it" in still.jobs(command, check=2)
+    (still.folder / "sweep.json").unlink()
+    assert "submitted 1 points" in still.sweep()
+    assert "2 finished" in still.jobs("status")
+
+
+def test_a_point_whose_configuration_is_gone_does_not_keep_others_from_a_retry(still: Bench) -> None:
+    (still.run(1) / "status.json").unlink()
+    still.submissions[0].config(2).unlink()
+    said = still.jobs("retry")
+    assert "point 2: its configuration is gone" in said and "submitted 1 points" in said
+    assert still.submissions[-1].indices == [1]
+
+
+def test_another_sweeps_damage_is_its_own(still: Bench) -> None:
+    """A run may belong to the submission of another sweep."""
+    other = still.path / "sweeps" / "other" / "submissions" / "1"
+    (other / "points").mkdir(parents=True)
+    (other.parents[1] / "sweep.json").write_text("{")
+    replace(still.submissions[0], path=other).write()
+    (still.run(2) / "owner.json").write_text(json.dumps({"submission": str(other), "index": 2}))
+    check_all_commands(still, {1})
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
+def test_small_files_are_whole_or_absent(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    assert isinstance(read_json(file), dict)
+    append_line(file, {"step": 3})
+    assert read_lines(file)[-1] == {"step": 3}
+    assert all(isinstance(line, dict) for line in read_lines(file))
+
+
+# Hosts and clocks
+
+
+@pytest.mark.parametrize(
+    ("age", "name"),
+    [(0, "running"), (29, "running"), (31, "lost"), (3600, "lost"), (-4, "running"), (-10, "lost"), (-1e9, "lost")],
+)
+def test_a_heartbeat_counts_while_it_is_fresh(still: Bench, age: float, name: str) -> None:
+    still.status(2, state="running", time=time.time() - age, step=1, max_steps=2)
+    (still.submissions[0].path / "points" / "2.events").unlink()
+    assert still.names()[2] == name
+
+
+@pytest.mark.parametrize("age", [31.0, 3600.0, -3600.0])
+@pytest.mark.parametrize("command", ["cancel", "retry", "sweep"])
+def test_a_point_of_a_host_that_is_gone_can_be_released(
+    still: Bench, monkeypatch: pytest.MonkeyPatch, age: float, command: str
+) -> None:
+    """A container that was restarted has another name."""
+    (still.submissions[0].path / "points" / "2.events").unlink()
+    still.submissions[0].add_event(2, "start", job="pid 1")
+    still.status(2, state="running", time=time.time() - age, step=1, max_steps=2)
+    still.age(still.submissions[0], age)
+    monkeypatch.setattr(platform, "node", lambda: "renamed")
+    assert still.names()[2] == "lost"
+    if command == "cancel":
+        assert "cancelled 1 points" in still.jobs("cancel")
+        assert still.names()[2] == "cancelled"
+        assert "submitted 1 points" in still.jobs("retry")
+    else:
+        assert "submitted 1 points" in (still.sweep() if command == "sweep" else still.jobs("retry"))
+
+
+def test_another_hosts_points_run_while_its_scheduler_lives_and_see_that_they_are_cancelled(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.seconds = 600
+    bench.sweep()
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(platform, "node", lambda: "elsewhere")
+        assert set(bench.names()) == {"starting"}
+        assert "cancelled 3 points" in bench.jobs("cancel")
+    until(lambda: set(bench.names()) == {"cancelled"}, 30, lambda: str(bench.states()))
+    until(lambda: not local._found(bench.submissions[0]), 30)
+
+
+def test_a_job_that_was_killed_does_not_run_for_as_long_as_its_scheduler(bench: Bench) -> None:
+    bench.seconds = 600
+    bench.sweep()
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    (submission,) = bench.submissions
+    job = int(submission.last(1)["job"].removeprefix("pid "))
+    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+    os.kill(job, signal.SIGKILL)
+    for rank in children:
+        os.kill(int(rank), signal.SIGKILL)
+    until(lambda: bench.names() == ["starting", "failed", "starting"], 10, lambda: str(bench.states()))
+    bench.jobs("cancel")
+
+
+def test_cancel_does_without_a_cluster_that_does_not_answer(still: Bench) -> None:
+    """PATH has neither squeue nor scancel."""
+    (still.submissions[0].path / "points" / "2.events").unlink()
+    (still.run(2) / "status.json").unlink()
+    replace(still.submissions[0], where="slurm", job="77").write()
+    assert still.names()[2] == "pending" and "squeue does not answer" in still.jobs("status")
+    assert "scancel failed" in still.jobs("cancel")
+    assert still.names()[2] == "cancelled"
+
+
+def test_a_request_between_two_attempts_is_not_lost() -> None:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    try:
+        first = Attempt([["true"]], [{}], forward=True)
+        assert first.wait() == 0 and not first.asked
+        signal.raise_signal(signal.SIGTERM)
+        second = Attempt([["sleep", "60"]], [{}], forward=True, before=first)
+        assert second.wait() == 128 + signal.SIGTERM and second.asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# A command that is killed while it submits
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL: nothing catches it."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> pytest.MonkeyPatch:
+    """Raises Killed once the call-th call of owner.name has returned."""
+    real: Callable[..., Any] = getattr(owner, name)
+    calls = 0
+
+    def then_killed(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        value = real(*args, **options)
+        if calls == call:
+            raise Killed
+        return value
+
+    monkeypatch.setattr(owner, name, then_killed)
+    return monkeypatch
+
+
+STEPS = {
+    "the folder was made": (SweepFolder, "new_submission", 1),
+    "the first configuration was named": (Submission, "config", 1),
+    "the last configuration was named": (Submission, "config", 3),
+    "the code was copied": (submit, "snapshot", 1),
+    "the submission was written": (Submission, "write", 1),
+    "one owner was written": (submit, "_own", 1),
+    "all owners were written": (submit, "_own", 3),
+    "the scheduler was started": (local, "start", 1),
+    "the scheduler was noted": (Submission, "write", 2),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS.keys())
+def test_a_command_killed_at_any_step_and_given_again_runs_each_point_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str, int]
+) -> None:
+    bench.seconds = 1.5
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, *step)
+        bench.sweep()
+    started = step[0] is local or step[2] == 2
+    assert f"submitted {0 if started else 3} points" in bench.sweep()
+    assert bench.finish() == [1, 1, 1]
+    assert "submitted 0 points" in bench.sweep()
+
+
+def test_what_a_killed_command_has_started_can_be_cancelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.seconds = 600
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, local, "start", 1)
+        bench.sweep()
+    assert bench.submissions[0].job == ""
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    assert "cancelled 3 points" in bench.jobs("cancel")
+    until(lambda: set(bench.names()) == {"cancelled"}, 30, lambda: str(bench.states()))
+
+
+class Queue:
+    """In the place of SLURM's commands: the array 77, once it is submitted."""
+
+    def __init__(self, *_: Any) -> None:
+        self.script = ""
+        self.cancelled: list[str] = []
+
+    def __call__(self, *command: str) -> list[list[str]] | None:
+        if command[0] == "scancel":
+            self.cancelled += command[1:]
+            return []
+        rows = [["77", str(i), "PENDING", "None"] for i in range(3)] if self.script else []
+        return [["77", self.script]] if self.script and command[-1] == "--format=%F|%o" else rows
+
+
+@pytest.fixture
+def queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    found = Queue()
+
+    class Executor:
+        def __init__(self, path: Path, *_: Any) -> None:
+            self.path = path
+
+        def submit_points(self, *_: Any) -> str:
+            found.script = f"{self.path}/.submission_file_1.sh"
+            return "77"
+
+    bench.settings.sweep.where = "slurm"
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "_ask", found)
+    monkeypatch.setattr(slurm, "ArrayExecutor", Executor)
+    return found
+
+
+@pytest.mark.parametrize("step", [(submit, "_own", 3), (Submission, "started_as", 1), (Submission, "write", 2)])
+def test_an_array_whose_id_nobody_has_lived_to_note_is_found(
+    bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str, int]
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, *step)
+        bench.sweep()
+    if not queue.script:  # sbatch may still be on its way, for a minute
+        assert "submitted 0 points" in bench.sweep() and set(bench.names()) == {"pending"}
+        bench.age(bench.submissions[0], 61)
+        assert set(bench.names()) == {"lost"} and "submitted 3 points" in bench.sweep()
+    assert "submitted 0 points" in bench.sweep()
+    assert bench.submissions[-1].job == "77"
+    bench.jobs("cancel")
+    assert queue.cancelled == ["77_0", "77_1", "77_2"]
+
+
+def test_a_job_notes_its_arrays_id(bench: Bench, queue: Queue) -> None:
+    bench.sweep()
+    submission = replace(bench.submissions[0], job="")
+    submission.write()
+    assert submission.started_as("77").job == bench.submissions[0].job == "77"
+    assert submission.started_as("") == submission
+
+
+def test_a_refused_submission_leaves_the_owners_as_they_were(still: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dtrain.config import ConfigError
+
+    def refuse(*_: Any) -> None:
+        raise ConfigError("no")
+
+    before = (still.run(2) / "owner.json").read_text()
+    shutil.rmtree(still.run(1))
+    with monkeypatch.context() as patch, pytest.raises(ConfigError):
+        patch.setattr(local, "start", refuse)
+        still.sweep()
+    assert (still.run(2) / "owner.json").read_text() == before and not still.run(1).exists()
+    assert [s.path.name for s in still.submissions] == ["1"] and still.names()[2] == "failed"
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a|b", "a\nb", "a\r\nb", "a\u2028b", "a\x85b", "<b>x</b>", "<script>alert(1)</script>", "a\\|b", "&lt;",
+        "\t|\t",
+        "-->", "\x1b[2J", "| --- |\n|--|", "</td></tr>", {"a|b": "<i>"}, ["a\n|"], None, "", "x" * 1000,
+    ],
+)  # fmt: skip
+def test_a_value_stays_in_its_cell(value: Any) -> None:
+    """In a table's row, in the line of the best, and in that of a missing point."""
+    entries = [Entry(i, {"key|\n<b>": value}, "", Path(f"runs/{value!s:.9}")) for i in range(2)]
+    rows = [
+        collect.Row(State(entries[0], "finished", {}, None), {"objective": 1.0, "mse|<": 2.0}),
+        collect.Row(State(entries[1], "failed", {}, None, "a | b\n<script>\n| c |"), {}),
+    ]
+    text = collect.markdown([collect.Setting(entries[0].values, rows[:1], 1.0, 0.0)], rows, "objective")
+    lines = text.splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 3 and {line.count("|") for line in table} == {4}
+    assert len(lines) == 8 and not set(text) & set("<\x1b\t\r")
