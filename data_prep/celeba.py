@@ -23,7 +23,9 @@ def read_attributes(file: Path) -> tuple[list[str], dict[str, list[str]]]:
     """(attribute names, image name → its ±1 words). SourceError if the file is not whole."""
     lines = read_text(file).splitlines()
     if len(lines) < 2 or not lines[0].strip().isdecimal() or len(lines[0]) > _LONGEST_COUNT:
-        raise SourceError(f"{file}: the first line must be the number of images, the second the attributes' names")
+        raise SourceError(
+            f"{file}: the first line must be the number of images, the second the attributes: download it again"
+        )
     names = lines[1].split()
     if not names or len(set(names)) < len(names):
         raise SourceError(f"{file}: the second line must name the attributes, each once: download it again")

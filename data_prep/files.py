@@ -160,7 +160,9 @@ class Tree:
         self._zip: tuple[int, zipfile.ZipFile] | None = None  # of this process: a shared file offset would race
         self.members = self._folder_members() if path.is_dir() else self._archive_members()
         if not self.members:
-            raise SourceError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+            raise SourceError(
+                f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): point --source at the original ones"
+            )
 
     def _folder_members(self) -> list[str]:
         return [f for f in files_below(self.path, IMAGE_SUFFIXES) if "__MACOSX" not in f]
@@ -199,8 +201,10 @@ class Tree:
 
 def locate_tree(source: Path, *names: str) -> Tree:
     """The tree at `source`: a zip file, one of `names` in it, the only zip in it, or the folder itself."""
+    if not source.exists():
+        raise SourceError(f"{source} does not exist: point --source at the folder with the original files")
     if not source.is_dir():
-        return Tree(ordinary(source))
+        return Tree(source)
     named = [source / name for name in names if (source / name).exists()]
     zips = sorted(source.glob("*.zip"))
     return Tree(named[0] if named else zips[0] if len(zips) == 1 else source)

@@ -30,7 +30,9 @@ def _official(source: Path, size: int) -> dict[str, Source]:
     found = load_mat(label_file, LIMIT, "labels")["labels"]
     labels = whole_numbers(found, 1, CLASSES, f"{label_file}: the labels") - 1
     if len(labels) != len(tree.members):
-        raise SourceError(f"{label_file} has {len(labels)} labels for {len(tree.members)} images in {tree.path}")
+        raise SourceError(
+            f"{label_file} has {len(labels)} labels for {len(tree.members)} images in {tree.path}: unpack it again"
+        )
     sets = _sets(set_file, len(labels))
     about = {
         "files": {**tree.describe(), **described(set_file, label_file)},

@@ -47,6 +47,8 @@ def decode(encoded: bytes, channels: int) -> Image.Image:
         return ImageOps.exif_transpose(image).convert(MODES[channels])
     except BrokenImageError:
         raise
+    except Image.DecompressionBombError as e:
+        raise BrokenImageError(f"has more pixels than the limit of {MAX_PIXELS:,}") from e
     except UnidentifiedImageError as e:
         raise BrokenImageError(f"is no image ({', '.join(FORMATS)})" if encoded else "is empty") from e
     except Exception as e:  # damaged images raise almost anything

@@ -25,7 +25,8 @@ def read_idx(file: Path, rank: int) -> Pixels:
         promised = math.prod(shape)
         if not 0 < promised <= WHOLE_LIMIT:
             raise SourceError(
-                f"{file}: its header says {shape}, which is not 1 to {WHOLE_LIMIT:,} bytes: download it again"
+                f"{file}: its header promises {shape} bytes, none or more than the limit of {WHOLE_LIMIT:,}: "
+                "download it again"
             )
         data = read_stream(stream, promised)
     if len(data) < promised:
@@ -44,7 +45,9 @@ def splits(source: Path, size: int | None, class_names: list[str] = DIGITS) -> d
         images = read_idx(files[0], 3)
         labels = whole_numbers(read_idx(files[1], 1), 0, len(class_names) - 1, f"{files[1]}: the labels")
         if len(labels) != len(images):
-            raise SourceError(f"{files[0]} has {len(images)} images, {files[1]} {len(labels)} labels: not a pair")
+            raise SourceError(
+                f"{files[0]} has {len(images)} images, {files[1]} {len(labels)} labels: download both again"
+            )
         about = {"files": described(*files), "class_names": class_names}
         result[split] = array_source(images[..., None], labels, about, size, split)
     return result

@@ -138,7 +138,7 @@ def batch(**entries: Any) -> Damage:
     """A CIFAR batch of four images, some of whose entries are other ones."""
     good = {"data": np.zeros((4, 3072), dtype=np.uint8), "labels": [0, 1, 2, 3]}
     content = {k.encode(): v for k, v in {**good, **entries}.items() if v is not None}
-    return write(BATCH, pickle.dumps(content, protocol=2))
+    return write(BATCH, pickle.dumps(content, protocol=3))
 
 
 def encode_bomb(times: int) -> bytes:
@@ -308,7 +308,7 @@ X, Y = np.zeros((32, 32, 3, 4), dtype=np.uint8), np.array([[1], [2], [3], [10]],
 HDF5 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(384) + b"\x89HDF\r\n\x1a\n" + bytes(600)
 SETS = {"trnid": np.arange(1, 5), "valid": np.arange(5, 9), "tstid": np.arange(9, 13)}
 HOSTILE: list[tuple[str, str, str, Damage]] = [  # data set, what is wrong, the name in the message, how to make it
-    *[("mnist", f"images cut to {s:.0%}", TRAIN_IMAGES, cut(TRAIN_IMAGES, s)) for s in (0.01, 0.3, 0.999)],
+    *[("mnist", f"images cut to {s:.1%}", TRAIN_IMAGES, cut(TRAIN_IMAGES, s)) for s in (0.01, 0.3, 0.999)],
     ("mnist", "images of 0 bytes", TRAIN_IMAGES, write(TRAIN_IMAGES, b"")),
     ("mnist", "labels are a web page", TRAIN_LABELS, write(TRAIN_LABELS, "<html>quota exceeded</html>")),
     ("mnist", "wrong magic", TRAIN_LABELS, write(TRAIN_LABELS, zipped_idx((25,), bytes(25), b"\1\0\x08"))),
@@ -333,7 +333,7 @@ HOSTILE: list[tuple[str, str, str, Damage]] = [  # data set, what is wrong, the 
     ("mnist", "link to a device", TRAIN_LABELS, instead(TRAIN_LABELS, link_to("/dev/zero"))),
     ("fashion_mnist", "label 200", TRAIN_LABELS, write(TRAIN_LABELS, zipped_idx((25,), bytes(24) + b"\xc8"))),
     ("fashion_mnist", "images cut", TRAIN_IMAGES, cut(TRAIN_IMAGES, 0.5)),
-    *[("svhn", f"cut to {s:.0%}", "train_32x32.mat", cut("train_32x32.mat", s)) for s in (0.0, 0.002, 0.5, 0.999)],
+    *[("svhn", f"cut to {s:.1%}", "train_32x32.mat", cut("train_32x32.mat", s)) for s in (0.0, 0.002, 0.5, 0.999)],
     ("svhn", "text", "extra_32x32.mat", write("extra_32x32.mat", "not found " * 40)),
     ("svhn", "v7.3", "extra_32x32.mat", write("extra_32x32.mat", HDF5)),
     ("svhn", "no y", "test_32x32.mat", mat("test_32x32.mat", X=X)),
@@ -354,7 +354,7 @@ HOSTILE: list[tuple[str, str, str, Damage]] = [  # data set, what is wrong, the 
     ("svhn", "labels are cells", "test_32x32.mat", mat("test_32x32.mat", X=X, y=np.array([[1, "a"]], dtype=object))),
     ("svhn", "extra of another size", "extra_32x32.mat", mat("extra_32x32.mat", X=X[:16, :16], y=Y)),
     ("svhn", "pipe", "extra_32x32.mat", instead("extra_32x32.mat", os.mkfifo)),
-    *[("cifar10", f"batch cut to {s:.0%}", "data_batch_2", cut(BATCH, s)) for s in (0.0, 0.1, 0.999)],
+    *[("cifar10", f"batch cut to {s:.1%}", "data_batch_2", cut(BATCH, s)) for s in (0.0, 0.1, 0.999)],
     ("cifar10", "text", "data_batch_2", write(BATCH, "404")),
     ("cifar10", "no pickled dict", "data_batch_2", write(BATCH, pickle.dumps([1, 2]))),
     ("cifar10", "calls a function", "data_batch_2", write(BATCH, pickle.dumps(print))),
@@ -384,10 +384,10 @@ HOSTILE: list[tuple[str, str, str, Damage]] = [  # data set, what is wrong, the 
     ("cifar10", "text as tar", TAR, lambda folder: (tar_type(b"5")(folder), write(TAR, "404")(folder))),
     ("cifar10", "gzip without tar", TAR, lambda f: (tar_type(b"5")(f), write(TAR, gzip.compress(b"x" * 2000))(f))),
     *[
-        ("cifar10", f"tar cut to {s:.0%}", TAR, lambda f, s=s: (tarred(tar_twice)(f), cut(TAR, s)(f)))
+        ("cifar10", f"tar cut to {s:.1%}", TAR, lambda f, s=s: (tarred(tar_twice)(f), cut(TAR, s)(f)))
         for s in (0.01, 0.6, 0.999)
     ],
-    *[("celeba", f"zip cut to {s:.0%}", FACES, cut(FACES, s)) for s in (0.0, 0.5, 0.999)],
+    *[("celeba", f"zip cut to {s:.1%}", FACES, cut(FACES, s)) for s in (0.0, 0.5, 0.999)],
     ("celeba", "text as zip", FACES, write(FACES, "quota exceeded")),
     ("celeba", "pipe as zip", FACES, instead(FACES, os.mkfifo)),
     ("celeba", "same face in two folders", "000003.jpg", faces_twice),
@@ -595,7 +595,7 @@ def test_a_bomb_is_never_unpacked_beyond_the_limit(
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert file.name in message and ("limit of" in message or f"1 to {limit:,} bytes" in message)
+    assert file.name in message and "the limit of " in message
     assert peak < 5 * limit, f"{peak / 1e6:.0f} MB"
 
 
