@@ -12,7 +12,7 @@ from data_prep.download import download
 from data_prep.sheet import write_sheet
 from data_prep.source import Source, SourceError
 from data_prep.verify import find_splits, summary, verify_split
-from data_prep.writer import FORMATS, is_written, write_split
+from data_prep.writer import FORMATS, is_written, make_split, publish
 from dtrain.data.shards import ShardError
 
 NAMES = ("digits", "celeba", "svhn", "mnist", "fashion_mnist", "cifar10", "flowers102", "folder")
@@ -72,6 +72,8 @@ def hold_out(splits: dict[str, Source], count: int) -> dict[str, Source]:
     """The last `count` training samples as the test split that the originals lack."""
     if "test" in splits:
         raise SourceError("--hold-out: the original files have a test split already")
+    if "train" not in splits:
+        raise SourceError("--hold-out: the original files have no training split")
     train = splits["train"]
     if not 0 < count < len(train):
         raise SourceError(f"--hold-out {count}: must lie in 1..{len(train) - 1}")
@@ -83,11 +85,15 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.workers < 1:
         raise SourceError(f"--workers {args.workers}: must be at least 1")
     out = args.out or Path("shards") / args.name
-    for split, source in _splits(args).items():
-        path = out / split
-        if not is_written(path, source, args.formats, args.skip_broken):
-            write_split(path, source, args.formats, args.workers, args.skip_broken)
-        print(summary(path))
+    splits = {out / split: source for split, source in _splits(args).items()}
+    made = {
+        path: make_split(path, source, args.formats, args.workers, args.skip_broken)
+        for path, source in splits.items()
+        if not is_written(path, source, args.formats, args.skip_broken)
+    }
+    for path, manifest in made.items():  # all or none: earlier splits stay where one of the new ones is refused
+        publish(path, manifest)
+    print("\n".join(map(summary, splits)))
     return 0
 
 
@@ -112,8 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     run = {"verify": _verify, "sheet": _sheet}.get(args.name, _prepare)
     try:
         return run(args)
-    except (SourceError, ShardError, OSError) as e:
-        print(f"data_prep {args.name}: {e}", file=sys.stderr)
+    except (SourceError, ShardError, OSError, MemoryError) as e:
+        print(f"data_prep {args.name}: {' '.join(str(e).splitlines()) or 'out of memory'}", file=sys.stderr)
         return 2
 
 

@@ -10,20 +10,25 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_prep.files import described, find, locate_tree
+from data_prep.files import Tree, described, find, locate_tree, read_text
 from data_prep.folder import TreeReader
 from data_prep.source import Source, SourceError
 
 SPLITS = ("train", "valid", "test")  # 0, 1, 2 in list_eval_partition.txt
 DEFAULT_SIZE = 64
+_LONGEST_COUNT = 18  # digits and blanks
 
 
 def read_attributes(file: Path) -> tuple[list[str], dict[str, list[str]]]:
     """(attribute names, image name → its ±1 words). SourceError if the file is not whole."""
-    lines = file.read_text().splitlines()
-    if len(lines) < 2 or not lines[0].strip().isdigit():
-        raise SourceError(f"{file}: the first line must be the number of images, the second the attributes' names")
+    lines = read_text(file).splitlines()
+    if len(lines) < 2 or not lines[0].strip().isdecimal() or len(lines[0]) > _LONGEST_COUNT:
+        raise SourceError(
+            f"{file}: the first line must be the number of images, the second the attributes: download it again"
+        )
     names = lines[1].split()
+    if not names or len(set(names)) < len(names):
+        raise SourceError(f"{file}: the second line must name the attributes, each once: download it again")
     rows = {words[0]: words[1:] for words in (line.split() for line in lines[2:]) if words}
     if len(rows) != int(lines[0]):
         raise SourceError(f"{file} says it has {int(lines[0])} images but has {len(rows)}: download it again")
@@ -35,13 +40,26 @@ def read_attributes(file: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 def read_partition(file: Path) -> dict[str, str]:
     """Image name → split name."""
-    partition = {}
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    partition: dict[str, str] = {}
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         words = line.split()
-        if len(words) != 2 or words[1] not in ("0", "1", "2"):
-            raise SourceError(f"{file}:{number}: expected an image's name and 0, 1 or 2, got {line!r}")
+        if len(words) != 2 or words[1] not in ("0", "1", "2") or words[0] in partition:
+            raise SourceError(
+                f"{file}:{number}: expected a new image's name and 0, 1 or 2, got {line[:80]!r}: download it again"
+            )
         partition[words[0]] = SPLITS[int(words[1])]
     return partition
+
+
+def by_name(tree: Tree) -> dict[str, str]:
+    """Image name → its path in the tree. SourceError if two folders have the same name."""
+    images: dict[str, str] = {}
+    for member in tree.members:
+        name = PurePosixPath(member).name
+        if name in images:
+            raise SourceError(f"{tree.path} has both {images[name]} and {member}: remove one of them")
+        images[name] = member
+    return images
 
 
 def _check_counts(images: dict[str, str], attributes: dict[str, list[str]], archive: Path) -> None:
@@ -58,7 +76,7 @@ def splits(source: Path, size: int | None) -> dict[str, Source]:
     """Centre 178 × 178 of 178 × 218 (the full width at any other resolution), resized to size (64)."""
     side = size or DEFAULT_SIZE
     tree = locate_tree(source, "img_align_celeba.zip", "img_align_celeba")
-    images = {PurePosixPath(m).name: m for m in tree.members}
+    images = by_name(tree)
     attribute_file, partition_file = find(source, "list_attr_celeba.txt"), find(source, "list_eval_partition.txt")
     attribute_names, attributes = read_attributes(attribute_file)
     partition = read_partition(partition_file)

@@ -10,13 +10,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from data_prep.files import Tree, described, described_folder, find, locate_tree
+from data_prep.arrays import whole_numbers
+from data_prep.files import LIMIT, Tree, described, described_folder, files_below, find, locate_tree, read_text
 from data_prep.folder import TreeReader, class_folders
+from data_prep.mat import load_mat
 from data_prep.source import Source, SourceError
-from data_prep.svhn import load_mat
 
 SETS = {"train": "trnid", "valid": "valid", "test": "tstid"}
+CLASSES = 102
 CAPTIONS = "text_c10"
 DEFAULT_SIZE = 64
 
@@ -24,19 +27,21 @@ DEFAULT_SIZE = 64
 def _official(source: Path, size: int) -> dict[str, Source]:
     """jpg/image_00001.jpg …, split and labelled by the two .mat files; label 1 becomes 0."""
     tree, set_file, label_file = Tree(source / "jpg"), find(source, "setid.mat"), find(source, "imagelabels.mat")
-    labels = load_mat(label_file, "labels")["labels"].ravel().astype(np.int64) - 1
-    sets = load_mat(set_file, *SETS.values())
+    found = load_mat(label_file, LIMIT, "labels")["labels"]
+    labels = whole_numbers(found, 1, CLASSES, f"{label_file}: the labels") - 1
     if len(labels) != len(tree.members):
-        raise SourceError(f"{label_file} has {len(labels)} labels for {len(tree.members)} images in {tree.path}")
+        raise SourceError(
+            f"{label_file} has {len(labels)} labels for {len(tree.members)} images in {tree.path}: unpack it again"
+        )
+    sets = _sets(set_file, len(labels))
     about = {
         "files": {**tree.describe(), **described(set_file, label_file)},
         "crop": "centre square",
         "resize": f"PIL bicubic to {size}",
-        "class_names": [str(c) for c in range(1, 103)],
+        "class_names": [str(c) for c in range(1, CLASSES + 1)],
     }
     result = {}
-    for split, variable in SETS.items():
-        numbers = np.sort(sets[variable].ravel().astype(np.int64))
+    for split, numbers in sets.items():
         names = [f"image_{n:05d}.jpg" for n in numbers]
         absent = set(names) - set(tree.members)
         if absent:
@@ -47,26 +52,54 @@ def _official(source: Path, size: int) -> dict[str, Source]:
     return result
 
 
+def _sets(file: Path, count: int) -> dict[str, npt.NDArray[np.int64]]:
+    """The image numbers of each split, sorted; each of 1..count at most once."""
+    content = load_mat(file, LIMIT, *SETS.values())
+    sets = {s: np.sort(whole_numbers(content[v], 1, count, f"{file}: the numbers {v}")) for s, v in SETS.items()}
+    numbers, times = np.unique(np.concatenate(list(sets.values())), return_counts=True)
+    if (times > 1).any():
+        raise SourceError(f"{file} lists image {numbers[times > 1][0]} more than once: download it again")
+    return sets
+
+
 def with_captions(source: Source, texts: dict[str, Path], digest: dict[str, Any]) -> Source:
-    """The source with the lines of each image's text file; an image without one is broken."""
-    stems = [PurePosixPath(name).stem for name in source.names]
-    absent = {i: f"has no captions in {CAPTIONS}" for i, stem in enumerate(stems) if stem not in texts}
-    captions = [_lines(texts[stem]) if stem in texts else [] for stem in stems]
+    """The source with the lines of each image's text file; an image without any is broken."""
+    captions, broken = [], dict(source.broken)
+    for i, name in enumerate(source.names):
+        stem, lines = PurePosixPath(name).stem, []
+        try:
+            lines = _lines(texts[stem]) if stem in texts else []
+            if not lines:
+                broken.setdefault(i, f"has no captions in {CAPTIONS}")
+        except SourceError as e:
+            broken.setdefault(i, f"has damaged captions ({e})")
+        captions.append(lines)
     about = {**source.about, "files": {**source.about["files"], **digest}}
-    return replace(source, captions=captions, about=about, broken={**source.broken, **absent})
+    return replace(source, captions=captions, about=about, broken=broken)
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def _texts(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The caption files by their images' stems, and their entry in the manifest."""
+    members = [m for m in files_below(folder, (".txt",)) if PurePosixPath(m).name.startswith("image_")]
+    texts: dict[str, Path] = {}
+    for member in members:
+        stem = PurePosixPath(member).stem
+        if stem in texts:
+            raise SourceError(f"{folder / member} and {texts[stem]} are of the same image: remove one of them")
+        texts[stem] = folder / member
+    return texts, described_folder(folder, members)
 
 
 def splits(source: Path, size: int | None) -> dict[str, Source]:
     """Centre square, resized to size (64)."""
     side = size or DEFAULT_SIZE
-    official, texts = (source / "jpg").is_dir(), source / CAPTIONS
+    official = (source / "jpg").is_dir()
     result = _official(source, side) if official else class_folders(locate_tree(source), side)
-    if not texts.is_dir():
+    if not (source / CAPTIONS).is_dir():
         return result
-    files = sorted(texts.rglob("image_*.txt"))
-    digest = described_folder(texts, [f.relative_to(texts).as_posix() for f in files])
-    return {split: with_captions(part, {f.stem: f for f in files}, digest) for split, part in result.items()}
+    texts, digest = _texts(source / CAPTIONS)
+    return {split: with_captions(part, texts, digest) for split, part in result.items()}

@@ -61,7 +61,7 @@ def class_folders(tree: Tree, size: int) -> dict[str, Source]:
     if names and None in classes.values():
         loose = next(m for m, c in classes.items() if c is None)
         raise SourceError(f"{loose} lies outside the class folders: move it into one")
-    ordered = sorted(names, key=lambda c: (int(c), c) if all(n.isdigit() for n in names) else (0, c))
+    ordered = sorted(names, key=lambda c: (int(c), c) if all(n.isdecimal() for n in names) else (0, c))
     about = {"files": tree.describe(), "crop": "centre square", "resize": f"PIL bicubic to {size}"}
     if ordered:
         about["class_names"] = ordered

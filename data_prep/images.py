@@ -8,13 +8,17 @@ reduction, which aliases hair and edges and shifts FID by points.
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from data_prep.source import BrokenImageError, Pixels
 
 MODES = {1: "L", 3: "RGB"}
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF")  # PIL would run Ghostscript for some others
+MAX_PIXELS = 1 << 26
+_EIGHT_BIT = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 
 
 def software() -> dict[str, str | None]:
@@ -22,14 +26,33 @@ def software() -> dict[str, str | None]:
     return {"pillow": Image.__version__, "libjpeg": features.version("jpg")}
 
 
+def _refuse(image: Image.Image) -> None:
+    """BrokenImageError for what must not or cannot become one 8-bit image; judged by the header alone."""
+    if image.width * image.height > MAX_PIXELS:
+        raise BrokenImageError(f"has {image.width} × {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
+    if image.mode not in _EIGHT_BIT:
+        raise BrokenImageError(f"has pixels of more than 8 bits (mode {image.mode}), save it with 8")
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise BrokenImageError("is an animation, save one of its frames")
+
+
 def decode(encoded: bytes, channels: int) -> Image.Image:
     """The upright image with 1 or 3 channels. BrokenImageError if it does not decode to the end."""
     try:
-        image = Image.open(io.BytesIO(encoded))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _refuse has the stricter limit
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        _refuse(image)
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise BrokenImageError(f"does not decode: {e}" if encoded else "is empty") from e
-    return ImageOps.exif_transpose(image).convert(MODES[channels])
+        return ImageOps.exif_transpose(image).convert(MODES[channels])
+    except BrokenImageError:
+        raise
+    except Image.DecompressionBombError as e:
+        raise BrokenImageError(f"has more pixels than the limit of {MAX_PIXELS:,}") from e
+    except UnidentifiedImageError as e:
+        raise BrokenImageError(f"is no image ({', '.join(FORMATS)})" if encoded else "is empty") from e
+    except Exception as e:  # damaged images raise almost anything
+        raise BrokenImageError(f"does not decode: {e}") from e
 
 
 def fit(image: Image.Image, size: int) -> Pixels:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.arrays import array_source
-from data_prep.files import described, find
+from data_prep.arrays import array_source, whole_numbers
+from data_prep.files import WHOLE_LIMIT, described, find, opened, read_stream
 from data_prep.source import Pixels, Source, SourceError
 
 DIGITS = [str(c) for c in range(10)]
 FASHION = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
 
-def read_idx(file: Path) -> Pixels:
-    """An idx file of unsigned bytes, any rank. SourceError if it is cut or something else."""
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as e:
-        raise SourceError(f"{file} is not a complete gzip file ({e}): download it again") from e
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise SourceError(f"{file} is not an idx file of unsigned bytes: download it again")
-    rank = content[3]
-    shape = np.frombuffer(content[4 : 4 + 4 * rank], dtype=">u4").astype(np.int64)
-    data = np.frombuffer(content[4 + 4 * rank :], dtype=np.uint8)
-    if len(shape) != rank or len(data) != shape.prod():
+def read_idx(file: Path, rank: int) -> Pixels:
+    """An idx file of unsigned bytes with `rank` axes. SourceError if it is cut, empty or something else."""
+    with opened(file) as stream:
+        head = stream.read(4 + 4 * rank)
+        if len(head) < 4 + 4 * rank or head[:4] != bytes([0, 0, 8, rank]):
+            raise SourceError(f"{file} is not an idx file of unsigned bytes with {rank} axes: download it again")
+        shape = [int.from_bytes(head[i : i + 4], "big") for i in range(4, len(head), 4)]
+        promised = math.prod(shape)
+        if not 0 < promised <= WHOLE_LIMIT:
+            raise SourceError(
+                f"{file}: its header promises {shape} bytes, none or more than the limit of {WHOLE_LIMIT:,}: "
+                "download it again"
+            )
+        data = read_stream(stream, promised)
+    if len(data) < promised:
         raise SourceError(f"{file} holds {len(data)} bytes of data, its header says {shape}: download it again")
-    return data.reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
 
 
 def splits(source: Path, size: int | None, class_names: list[str] = DIGITS) -> dict[str, Source]:
@@ -40,9 +42,12 @@ def splits(source: Path, size: int | None, class_names: list[str] = DIGITS) -> d
             find(source, f"{prefix}-{kind}-ubyte.gz", f"{prefix}-{kind}-ubyte")
             for kind in ("images-idx3", "labels-idx1")
         ]
-        images, labels = (read_idx(f) for f in files)
-        if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise SourceError(f"{files[0]} has shape {images.shape}, {files[1]} {labels.shape}: not a pair")
+        images = read_idx(files[0], 3)
+        labels = whole_numbers(read_idx(files[1], 1), 0, len(class_names) - 1, f"{files[1]}: the labels")
+        if len(labels) != len(images):
+            raise SourceError(
+                f"{files[0]} has {len(images)} images, {files[1]} {len(labels)} labels: download both again"
+            )
         about = {"files": described(*files), "class_names": class_names}
         result[split] = array_source(images[..., None], labels, about, size, split)
     return result

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -73,26 +74,39 @@ def _reserve(file: Path, shape: tuple[int, ...]) -> None:
         os.posix_fallocate(f.fileno(), 0, file.stat().st_size)
 
 
-def _journal(work: Path, key: str, shape: tuple[int, ...]) -> Iterator[tuple[int, dict[int, str]]]:
-    """The chunks of an interrupted run that still stand, if it had the same key."""
+def _journal(work: Path, key: str, shape: tuple[int, ...]) -> dict[int, dict[int, str]]:
+    """Chunk → its broken samples, of the chunks of an interrupted run that still stand, if it had the same key."""
+    stands: dict[int, dict[int, str]] = {}
     try:
         lines = [
             json.loads(line) for line in (work / JOURNAL).read_text().splitlines(keepends=True) if line[-1] == "\n"
         ]
         images = np.load(work / "images.npy", mmap_mode="r")
-    except (OSError, ValueError):
-        return
-    if not lines or lines[0].get("key") != key or images.shape != shape:
-        return
-    for line in lines[1:]:
-        begin = line["chunk"] * CHUNK
-        if _digest(images[begin : begin + CHUNK]) == line["sha256"]:
-            yield line["chunk"], {int(sample): why for sample, why in line["broken"].items()}
+        if not lines or lines[0]["key"] != key or images.shape != shape:
+            return {}
+        for line in lines[1:]:
+            begin = line["chunk"] * CHUNK
+            if _digest(images[begin : begin + CHUNK]) == line["sha256"]:
+                stands[line["chunk"]] = {int(sample): why for sample, why in line["broken"].items()}
+    except Exception:  # a power cut leaves almost anything: start again
+        return {}
+    return stands
 
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
+
+
+def _results(pool: ProcessPoolExecutor, todo: list[int]) -> Iterator[tuple[int, str, dict[int, str]]]:
+    """What `_fill` returns, chunk by chunk. SourceError if a worker is killed: the pool has ended the others then."""
+    try:
+        yield from pool.map(_fill, todo)
+    except BrokenProcessPool as e:
+        raise SourceError(
+            "a worker process was killed, perhaps for want of memory: the same command continues, and fewer "
+            "--workers need less"
+        ) from e
 
 
 def read_pixels(source: Source, work: Path, key: str, workers: int, skip_broken: bool) -> dict[int, str]:
@@ -104,7 +118,7 @@ def read_pixels(source: Source, work: Path, key: str, workers: int, skip_broken:
     shape = (len(source), *source.shape)
     broken: dict[int, str] = {}
     done: set[int] = set()
-    for chunk, found in _journal(work, key, shape):
+    for chunk, found in _journal(work, key, shape).items():
         done.add(chunk)
         broken |= found
     if not done:
@@ -120,7 +134,7 @@ def read_pixels(source: Source, work: Path, key: str, workers: int, skip_broken:
             workers, multiprocessing.get_context("fork"), _start_worker, (source, work / "images.npy")
         )
         stack.callback(pool.shutdown, cancel_futures=True)
-        for chunk, digest, found in pool.map(_fill, todo):
+        for chunk, digest, found in _results(pool, todo):
             _refuse(source, found, skip_broken)
             broken |= found
             journal.write(json.dumps({"chunk": chunk, "sha256": digest, "broken": found}) + "\n")

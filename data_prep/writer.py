@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable
@@ -28,8 +29,12 @@ from dtrain.files import sha256
 FORMATS = {"npy": 1.0, "beton": 1.0, "jpg": 1.0, "tar": 1.2}
 
 
+def _work(path: Path) -> Path:
+    return path.with_name(path.name + ".incomplete")
+
+
 def _check_disk(source: Source, out: Path, formats: Iterable[str]) -> None:
-    pixels = len(source) * int(np.prod(source.shape))
+    pixels = len(source) * math.prod(source.shape)
     need = int(pixels * sum(FORMATS[f] for f in formats))
     free = shutil.disk_usage(out).free
     if need > free:
@@ -37,6 +42,14 @@ def _check_disk(source: Source, out: Path, formats: Iterable[str]) -> None:
             f"{out} has {free / 1e9:.1f} GB free, {len(source)} images of {source.shape} as {', '.join(formats)} "
             f"may take {need / 1e9:.1f} GB: free some, choose another --out, fewer --formats or a smaller --size"
         )
+
+
+def _check_target(path: Path) -> None:
+    """Only an earlier split may be replaced: whoever gives the originals' folder as --out must not lose them."""
+    entries = list(path.iterdir()) if path.is_dir() else []
+    is_split = any(f.name in (MANIFEST, "images.npy") for f in entries)
+    if path.is_symlink() or (path.exists() and not path.is_dir()) or (entries and not is_split):
+        raise SourceError(f"{path} would be replaced, but is no prepared split: choose another --out, or move it")
 
 
 def _key(source: Source, formats: list[str]) -> dict[str, Any]:
@@ -64,11 +77,17 @@ def write_split(
     skip_broken: bool = False,
 ) -> None:
     """Writes `source` to the folder `path`. Raises SourceError for bad input, and leaves `path` as it was then."""
+    publish(path, make_split(path, source, formats, workers, skip_broken))
+
+
+def make_split(path: Path, source: Source, formats: Iterable[str], workers: int, skip_broken: bool) -> dict[str, Any]:
+    """All of `write_split` but putting the split in its place. Returns the manifest, for `publish`."""
     formats = ["npy", *(f for f in FORMATS if f in formats and f != "npy")]
     if "jpg" in formats and source.shape[2] != 3:
         raise SourceError(f"format jpg holds colour images, {path} would have grey ones: leave jpg out")
+    _check_target(path)
     key = _key(source, formats)
-    work = path.with_name(path.name + ".incomplete")
+    work = _work(path)
     work.mkdir(parents=True, exist_ok=True)
     _check_disk(source, work, formats)
     pixels_key = hashlib.sha256(json.dumps({**key, "formats": None}, sort_keys=True).encode()).hexdigest()
@@ -79,13 +98,12 @@ def write_split(
     tables = _write_rest(work, source, keep, formats)
     left_out = [{"sample": source.names[i], "why": broken[i]} for i in sorted(broken)]
     manifest = {**key, "count": len(keep), "image_shape": list(source.shape), "left_out": left_out}
-    (work / JOURNAL).unlink()
     manifest["files"] = {
-        f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(work.iterdir()) if f.name != MANIFEST
+        f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(work.iterdir()) if f.name != JOURNAL
     }
     for name, entry in tables.items():
         manifest["files"][name]["tables"] = entry
-    _publish(work, path, manifest)
+    return {**manifest, "sha256": manifest_digest(manifest)}
 
 
 def _checksums(images: Pixels) -> np.ndarray[Any, np.dtype[np.uint64]]:
@@ -115,8 +133,10 @@ def _write_rest(work: Path, source: Source, keep: np.ndarray[Any, Any], formats:
     return tables
 
 
-def _publish(work: Path, path: Path, manifest: dict[str, Any]) -> None:
-    manifest["sha256"] = manifest_digest(manifest)
+def publish(path: Path, manifest: dict[str, Any]) -> None:
+    """Puts a split that `make_split` has made in its place."""
+    work = _work(path)
+    (work / JOURNAL).unlink()
     with (work / MANIFEST).open("w") as f:
         f.write(json.dumps(manifest, indent=1) + "\n")
     for file in work.iterdir():

@@ -44,7 +44,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
         ("svhn", "extra_32x32.mat", "cannot be read"),
         ("mnist", "train-images-idx3-ubyte.gz", "is not a complete gzip file"),
         ("mnist", "t10k-labels-idx1-ubyte.gz", "is not a complete gzip file"),
-        ("cifar10", "cifar-10-python.tar.gz", "is not the complete archive"),
+        ("cifar10", "cifar-10-python.tar.gz", "is not a complete gzip file"),
         ("flowers102", "setid.mat", "cannot be read"),
     ],
 )
@@ -170,3 +170,8 @@ def test_a_tree_that_is_too_deep_or_mixed_says_which_image(
 def test_senseless_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     tree = originals.class_folders(tmp_path / "in", {"train": 3})
     assert option.partition("=")[0] in refused(capsys, "folder", tree, "--size=8", option)
+
+
+def test_held_out_samples_come_from_a_training_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = originals.class_folders(tmp_path / "in", {"valid": 3})
+    assert "no training split" in refused(capsys, "folder", tree, "--size=8", "--hold-out=1")
