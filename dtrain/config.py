@@ -147,6 +147,13 @@ class TrainerConfig(_Section):
             raise ConfigError(f"trainer.max_steps={self.max_steps}: set steps for {', '.join(missing) or names}")
         return self.max_steps
 
+    def evaluates(self, step: int, images: int, batches_per_step: int) -> bool:
+        """Whether an evaluation is due after so many steps of a stage, on a training split of so many images."""
+        every = self.evaluate_every
+        if every == "epoch":
+            every = -(-images // (self.batch_size * batches_per_step))
+        return every is not None and step % every == 0
+
     def check_world(self, world: int) -> None:
         """ConfigError unless the settings fit together, and the batch can be divided on `world` processes."""
         parts = world * self.micro_batches

@@ -22,7 +22,7 @@ from dtrain.world import reseed
 class Trainer:
     """Trains one algorithm in one run folder to the end of its stages, from its latest checkpoint if there is one.
 
-    step runs through the run and names checkpoints; images are those of the stage, which began at step `begun`.
+    step: of the run, names checkpoints. images: of the stage, which began at step `begun`.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Trainer:
         if self.judge.due:
             value = self._judge()
             self.saved = None  # its checkpoint is without the metric
-            self._save(value)
+            self._save_judged(value)
         while self.step - self.begun < self.stages[self.number][1] and not self.judge.out_of_patience:
             self.advance()
             if self.stop.agreed():
@@ -144,11 +144,7 @@ class Trainer:
                     self._log_step()  # nothing is saved unseen
                 raise Interrupted
         self.stream.close()
-        if not self._save_surely():
-            raise CheckpointError(
-                f"the weights of step {self.step} could not be saved in {self.site.folder}: make room, then the same "
-                "command continues from the checkpoint before"
-            )
+        self._save_or_fail()
         if self.judge.patience:
             end = self.step
             found = self._restore(best=True)
@@ -162,7 +158,7 @@ class Trainer:
         settings, step, (stage, length) = self.settings, self.step + 1, self.stages[self.number]
         last = step - self.begun == length
         save = last or step % settings.checkpoint.every == 0
-        evaluation = self._evaluates(step - self.begun)
+        evaluation = settings.evaluates(step - self.begun, len(self.site.train), stage.batches_per_step)
         # The end of the run has an evaluation of its own.
         evaluation &= not (last and self.final) or self.judge.metric is not None
         log = save or evaluation or step % settings.log_every == 0
@@ -177,15 +173,8 @@ class Trainer:
         with self.meter.paused():
             value = self._judge() if evaluation else None
             if save or value is not None or self.judge.out_of_patience:
-                self._save(value)
+                self._save_judged(value)
         self.log.beat(self.step)
-
-    def _evaluates(self, step: int) -> bool:
-        """Whether an evaluation is due after so many steps of the stage."""
-        every = self.settings.evaluate_every
-        if every == "epoch":
-            every = -(-len(self.site.train) // (self.settings.batch_size * self.stage.batches_per_step))
-        return every is not None and step % every == 0
 
     def evaluate(self, finished: bool) -> None:
         """Evaluates and draws the newest checkpoint, or a finished run's result. ConfigError if there is none."""
@@ -231,8 +220,7 @@ class Trainer:
         if self.mishaps > self.settings.nonfinite_limit:
             raise NonFinite(f"{message}; {self.settings.nonfinite_limit} rollbacks did not help")
         self.checkpoints.wait()
-        number = self.number
-        self._restore()
+        number, _ = self.number, self._restore()
         if self.number != number:
             raise NonFinite(f"{message}; no checkpoint of its stage verifies to roll back to")
         self.log.rewind(self.step)
@@ -245,10 +233,9 @@ class Trainer:
         self.mishaps += len(skipped)
         for what in skipped:
             self.log.event(self.step, "skipped", f"{what}: skipped")
-        if skipped and self.mishaps > self.settings.nonfinite_limit:
-            raise NonFinite(
-                f"{skipped[-1]}; more than trainer.nonfinite_limit={self.settings.nonfinite_limit} skipped"
-            )
+        limit = self.settings.nonfinite_limit
+        if skipped and self.mishaps > limit:
+            raise NonFinite(f"{skipped[-1]}; more than trainer.nonfinite_limit={limit} skipped")
 
     def _judge(self) -> float | None:
         """Evaluates; the judge's metric if it is better than ever before in this stage."""
@@ -269,10 +256,22 @@ class Trainer:
         info |= {"value": value, "judged": self.judge.state(), **tensors.settings(self.updater)}
         self.checkpoints.save(tensors.training_state(self.algorithm, self.updater), info)
 
-    def _save_surely(self) -> bool:
+    def _save_judged(self, value: float | None) -> None:
+        """value: see _save. The best weights of a stage with patience are its result: they are saved for certain."""
+        (self._save_or_fail if value is not None and self.judge.patience else self._save)(value)
+
+    def _save_or_fail(self, value: float | None = None) -> None:
+        """CheckpointError if this step's weights, which the result depends on, are not on disk."""
+        if not self._save_surely(value):
+            raise CheckpointError(
+                f"the weights of step {self.step} could not be saved in {self.site.folder}: make room, then the same "
+                "command continues from the checkpoint before"
+            )
+
+    def _save_surely(self, value: float | None = None) -> bool:
         """Saves this step and waits for it, twice if need be; whether it is on disk."""
         for _ in range(2):
-            self._save()
+            self._save(value)
             if self.checkpoints.wait():
                 return True
             self.saved = None
@@ -314,5 +313,4 @@ class Trainer:
     def _finish(self) -> None:
         self._evaluate(pictures=True)
         self.log.beat(self.step, state="finished", eta_s=0.0)
-        folder = self.site.folder
-        self.log.line(f"finished: pictures in {folder / 'images'}, numbers in {folder / 'metrics.jsonl'}")
+        self.log.line(f"finished: pictures and numbers in {self.site.folder}")

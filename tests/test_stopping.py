@@ -62,6 +62,8 @@ def test_nan_is_never_the_best_larger_may_be_better_and_another_metric_starts_an
         return evaluate(self) | {"isc/score": next(given)}
 
     monkeypatch.setattr(Evaluator, "measure", scripted)
+    known = Evaluator.rehearse
+    monkeypatch.setattr(Evaluator, "rehearse", lambda self: known(self) | {"isc/score"})
     often = ("trainer.evaluate_every=5", "trainer.max_steps=20")
     assert execute(freeze(run, shards, *often, "trainer.checkpoint.best=isc/score")) == 0
     assert judged(run) == [("isc/score", 10, 7.0)]
