@@ -38,6 +38,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "adversary": STACKED,
     "swae": SWAE,
     "wae": WAE,
+    "wae_hierarchical": ("model=wae_hierarchical", *STACKED),
     "vae": VAE,
 }
 

@@ -24,6 +24,7 @@ CURVES = {
     "adversary": ("adversary", ("optim.default.ema=0.9", "optim.default.schedule=cosine")),
     "swae": ("swae", ("model.inner_steps=2",)),
     "wae": ("wae", ()),
+    "wae_hierarchical": ("wae_hierarchical", ()),
     "vae": ("vae", ()),
 }
 
