@@ -48,6 +48,7 @@ def configured(folder: Path, shards: Path, *overrides: str) -> Path:
 
 def signalled(file: Path, number: int, moment: str) -> int:
     """The run on this rank, of which the last one gets the signal at that moment, once."""
+    signal.signal(number, signal.SIG_DFL)  # a shell's background job ignores SIGINT
     owner, name = MOMENTS[moment]
     method, left = getattr(owner, name), [os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1)]
 
@@ -87,8 +88,9 @@ def test_a_second_one_by_hand_ends_at_once(tmp_path: Path, shards: Path, number:
     model = {"_target_": "tests.poison.Poisoned", "hang_at": [0]}
     file = freeze(tmp_path / "run", shards, model=model)
     process = subprocess.Popen(
-        command("--config", file), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+        command("--config", file), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )  # fmt: skip
     while not (tmp_path / "run" / "status.json").exists():
         assert process.poll() is None
         time.sleep(0.05)
