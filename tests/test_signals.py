@@ -89,7 +89,7 @@ def test_a_second_one_by_hand_ends_at_once(tmp_path: Path, shards: Path, number:
     file = freeze(tmp_path / "run", shards, model=model)
     process = subprocess.Popen(
         command("--config", file), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     while not (tmp_path / "run" / "status.json").exists():
         assert process.poll() is None
