@@ -60,7 +60,10 @@ def build_algorithm(config: Config, data: DataFacts) -> Algorithm:
     for stage in algorithm.stages():
         metric = of_stage(config.trainer.checkpoint.best, stage.name)
         if metric:
-            larger_is_better(metric)
+            try:
+                larger_is_better(metric)
+            except ConfigError as e:
+                raise ConfigError(f"trainer.checkpoint.best={e}") from e
     _check_batch(config.trainer, algorithm)
     if config.trainer.activation_checkpointing:
         nets = [m for m in algorithm.modules() if isinstance(m, Recomputable)]
