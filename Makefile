@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 APT := python3-venv python3-dev g++ pkg-config libopencv-dev libturbojpeg0-dev \
 	slurm-wlm slurmdbd munge mariadb-server shellcheck
 
-.PHONY: help train test lint format golden crash-test cluster-up cluster-down setup setup-test system clean
+.PHONY: help train test lint format golden crash-test audit lock cluster-up cluster-down setup setup-test system clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -30,6 +30,12 @@ lint: setup-test ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: setup-test ## known vulnerabilities of the installed packages
+	$(BIN)/pip-audit --local --skip-editable --progress-spinner off
+
+lock: setup-test ## write the installed, tested versions to constraints.txt
+	$(BIN)/pip freeze --exclude-editable > constraints.txt
 
 format: setup-test ## let ruff rewrite the sources
 	$(BIN)/ruff check --fix .
