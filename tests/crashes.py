@@ -86,7 +86,9 @@ class Scenario:
 
 
 def attempt(act: Callable[[Path], Any], folder: Path, at: int | None, kind: str) -> int:
-    """The command under a fault, in a process of its own: how many operations it came to."""
+    """The command under a fault, in a process of its own and in silence: how many operations it came to."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1), os.dup2(null, 2)
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have workers
     faults = Faults(folder, at, kind) if os.environ["RANK"] == "0" else None
     try:
@@ -195,9 +197,13 @@ def main() -> int:
             count, expected = count_and_expect(scenario, Path(folder) / "whole")
             for at, kind in points(count, given.every * scenario.world**2, 0):
                 place = Path(folder) / f"{kind}{at}"
-                if not survives(scenario, place, at, kind, expected):
+                try:
+                    verdict = "" if survives(scenario, place, at, kind, expected) else "another result"
+                except (AssertionError, TimeoutError) as e:  # what the command says when it is given again
+                    verdict = str(e)
+                if verdict:
                     wrong.append(f"{name}: {kind} at operation {at}")
-                    print(f"DIFFERENT: {wrong[-1]}", flush=True)
+                    print(f"DIFFERENT: {wrong[-1]}: {verdict}", flush=True)
                 seen[name] += 1
                 shutil.rmtree(place)
         print(f"{name}: {count} operations, {seen[name]} points tried", flush=True)
