@@ -40,7 +40,7 @@ def facts(split: Split) -> DataFacts:
     labels, embeddings = (split.arrays.get(name) for name in ("labels", "embeddings"))
     classes = len(split.class_names) or (None if labels is None else int(labels.max()) + 1)
     dims = None if embeddings is None else embeddings.shape[1]
-    return DataFacts(split.image_shape, classes, tuple(split.attribute_names), dims)
+    return DataFacts(split.image_shape, classes, tuple(split.attribute_names), dims, len(split.images))
 
 
 def build_algorithm(config: Config, data: DataFacts) -> Algorithm:
@@ -79,6 +79,11 @@ def _check_batch(trainer: TrainerConfig, algorithm: Algorithm) -> None:
     if coupled and trainer.batch_size < 2:
         raise ConfigError(
             f"trainer.batch_size=1: {type(algorithm).__name__} compares the images of a batch; at least 2"
+        )
+    if trainer.batch_size % algorithm.batch_multiple:
+        raise ConfigError(
+            f"trainer.batch_size={trainer.batch_size}: {type(algorithm).__name__} needs a multiple of "
+            f"{algorithm.batch_multiple}"
         )
     if trainer.micro_batches == 1:
         return

@@ -211,6 +211,7 @@ OPERATIONAL = {
     "loader": ...,
     "evaluate": ...,
     "data": {"path", "prepare"},
+    "model": {"workers"},
     "trainer": {
         "micro_batches", "strategy", "shard_size", "compile", "activation_checkpointing", "channels_last", "device",
         "log_every", "evaluate_every", "patience", "checkpoint", "timeout",

@@ -37,8 +37,9 @@ class Trainer:
         )  # fmt: skip
         self.updater = Updater(algorithm, config.optim, settings, self.world)
         lengths = settings.lengths([stage.name for stage in algorithm.stages()])
-        self.stages = [(stage, lengths[stage.name]) for stage in algorithm.stages() if lengths[stage.name]]
-        self.log = Log(site.folder, sum(lengths.values()), self.world.main)
+        every = [(stage, 0 if stage.trained else lengths[stage.name]) for stage in algorithm.stages()]
+        self.stages = [(stage, length) for stage, length in every if length]
+        self.log = Log(site.folder, sum(length for _, length in every), self.world.main)
         self.checkpoints = Checkpointer(site.folder / "checkpoints", settings.checkpoint, self.world, self._report)
         self.meter = Meter()
         self.mishaps = 0  # skipped steps or rollbacks
@@ -89,6 +90,8 @@ class Trainer:
             self.log.beat(self.step, state="failed", error=f"{type(error).__name__}: {error}")
             raise error from (e if error is not e else None)
         finally:
+            if hasattr(self, "stream"):
+                self.stream.close()
             if not self.world.broken:
                 self.stop.drain()
                 self.checkpoints.wait()
@@ -116,8 +119,13 @@ class Trainer:
         self._enter(0)
 
     def _enter(self, number: int) -> None:
-        """Begins a stage: saves first, so that nothing goes back over the boundary, then makes its source."""
+        """Begins a stage: saves first, so that nothing goes back over the boundary, then makes its source.
+
+        It works with what the one before would have been evaluated with: the averaged weights.
+        """
         self._set_stage(number, self.step, images=0)
+        if number:
+            self.updater.settle()
         if self.step or self.algorithm.pretrained or self.settings.on_nonfinite == "rollback":
             self._save()
         if len(self.stages) > 1:

@@ -197,6 +197,11 @@ class Updater:
         if scaler is not None:
             scaler.update()
 
+    def settle(self) -> None:
+        """The averaged weights become the weights, where they are kept."""
+        for group in self.groups.values():
+            group.settle()
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The averaged weights in place of the weights, for evaluation."""

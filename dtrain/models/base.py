@@ -23,6 +23,7 @@ Prior = Callable[[Noise], Tensor]
 T = TypeVar("T")
 
 # Kinds of constructor arguments: their annotations are the configuration's types and ranges.
+Count = Annotated[int, Field(ge=0)]
 Dimension = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Scale = Annotated[float, Field(gt=0)]
@@ -33,13 +34,14 @@ class DataFacts:
     """What an algorithm knows of its data before it sees any.
 
     image_shape: (C, H, W). classes: how many values the labels have. attributes: their names. embedding: dimensions
-    of the embeddings. None or empty where the data has none.
+    of the embeddings. images: of the training split. None or empty where the data has none.
     """
 
     image_shape: tuple[int, int, int]
     classes: int | None = None
     attributes: tuple[str, ...] = ()
     embedding: int | None = None
+    images: int | None = None
 
 
 class Update(Protocol):
@@ -92,12 +94,14 @@ class Stage:
 
     batches_per_step: how many batches a step takes, exactly: epochs, speeds and resuming count with it.
     source: makes what the steps get in place of training images, once the stage before has ended.
+    trained: its networks come trained, from another run: it is skipped, whatever its length.
     """
 
     name: str
     step: Callable[[Iterator[Any], Update], None]
     batches_per_step: int = 1
     source: Callable[[Site], Source] | None = None
+    trained: bool = False
 
 
 class Algorithm(nn.Module):
@@ -107,9 +111,10 @@ class Algorithm(nn.Module):
         nothing ever trains it.
     replicated: groups whose loss differentiates a gradient (by torch.func.grad); FSDP does not shard them.
     condition: what samples are conditioned on, if on anything.
-    value_range: what the images are scaled to. levels: depth of the latent hierarchy.
+    value_range: what the images are scaled to. levels: depth of the latent hierarchy; 0 where samples are no images.
     batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
         micro-batched, and needs `gather` to be the same on any number of processes.
+    batch_multiple: trainer.batch_size must be a multiple of it.
     pretrained: group -> a run folder whose networks of the same names it starts from.
     """
 
@@ -119,6 +124,7 @@ class Algorithm(nn.Module):
     value_range: tuple[float, float] = (0.0, 1.0)
     levels: int = 1
     batch_coupled: bool = False
+    batch_multiple: int = 1
     pretrained: Mapping[str, Path] = {}
 
     def __init__(self) -> None:

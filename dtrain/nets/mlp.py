@@ -40,12 +40,12 @@ class MLP(nn.Sequential):
 
 
 class CodeCritic(nn.Module):
-    """[B, d] -> float32 logits [B, 1]: four hidden layers."""
+    """[B, d] -> float32 [B, 1]: `depth` hidden layers with leaky ReLU. A critic's logits, or a potential."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, inputs: int, hidden: int, depth: int = 4, slope: float = 0.2) -> None:
         super().__init__()
-        sizes = [inputs, *[hidden] * 4]
-        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
+        sizes = [inputs, *[hidden] * depth]
+        layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.LeakyReLU(slope))]
         self.body = nn.Sequential(*layers, nn.Linear(hidden, 1))
 
     def forward(self, z: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""The eight Gaussians of paper 003, Fig. 2: points of the plane in the place of codes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dtrain.data.problems import Mixture
+from dtrain.losses.ot import Solver
+from dtrain.models.base import Count, DataFacts, Dimension, Site, Stage, Weight
+from dtrain.models.potential import Dual, PotentialModel
+
+
+class EightGaussians(PotentialModel):
+    """The potential alone, between N(0, I) and a mixture of eight Gaussians; it has no use for images.
+
+    points: fixed trains on the same noises and points throughout, so on one problem, as the paper's text says;
+    resampled draws new ones for every problem, as its Algorithm 1 does.
+    """
+
+    levels = 0
+
+    def __init__(
+        self,
+        data: DataFacts,
+        *,
+        points: Literal["fixed", "resampled"] = "resampled",
+        hidden: Dimension = 512,
+        depth: Dimension = 3,
+        slope: Weight = 0.0,
+        problem_size: Dimension = 256,
+        lambda_gradient: Weight = 0.0,
+        shift_invariant: bool = False,
+        dual: Dual = "batch",
+        workers: Count = 1,
+        solver: Solver = "lapjv",
+    ) -> None:
+        super().__init__(
+            dim=2, hidden=hidden, depth=depth, slope=slope, problem_size=problem_size,
+            lambda_gradient=lambda_gradient, shift_invariant=shift_invariant, dual=dual,
+            count=problem_size if points == "fixed" else None, workers=workers, solver=solver,
+        )  # fmt: skip
+        self.points = points
+
+    def stages(self) -> tuple[Stage, ...]:
+        return self.transport_stages()
+
+    def codes(self, site: Site) -> Tensor:
+        return torch.from_numpy(self.draw(site)(0)[1])
+
+    def draw(self, site: Site) -> Mixture:
+        return Mixture(self.problem_size, site.seed, self.points == "fixed")
