@@ -187,6 +187,7 @@ class EvaluateConfig(_Section):
     strengths: Annotated[list[float], Field(min_length=1)]
     fidelity: Literal["inception", "imagenet", "digits"] | None
     fidelity_samples: Annotated[int, Field(ge=2)]
+    transport_points: Annotated[int, Field(ge=2)]
     inception_weights: Path | None
     digit_classifier: Path
     seed: int

@@ -6,9 +6,9 @@ import math
 
 from dtrain.config import ConfigError
 
-SMALLER = ("objective", "mse", "inactive", "fid", "kid")
-LARGER = ("explained", "isc")
-WITHOUT = ("isc_std",)  # says how sure a number is, not how good
+SMALLER = ("objective", "mse", "inactive", "fid", "kid", "w2", "marginal_error")
+LARGER = ("explained", "isc", "within3", "modes")
+WITHOUT = ("isc_std", "mode_share", "transport_cost", "nearest")  # say how sure a number is, or what it belongs to
 
 
 def family(metric: str) -> str:

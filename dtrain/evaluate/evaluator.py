@@ -6,27 +6,30 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
+import torch
+
 from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out
+from dtrain.evaluate.transport import names, transport_numbers
 from dtrain.faults import Interrupted
 
 FIDELITY = ("isc", "isc_std", "fid", "kid")
 
 
 def fidelity(evaluation: Evaluation) -> dict[str, float]:
-    """Sample quality by evaluate.fidelity, if it names an extractor."""
-    if evaluation.settings.fidelity is None:
+    """Sample quality by evaluate.fidelity, if it names an extractor and the samples are images."""
+    if evaluation.settings.fidelity is None or not evaluation.algorithm.levels:
         return {}
     from dtrain.evaluate.fidelity import scores  # loads torch-fidelity
 
     return scores(evaluation)
 
 
-MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fidelity)
+MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fidelity, transport_numbers)
 """Each returns metrics called family/…, the same on every rank; dtrain.metrics knows the families."""
 
 
@@ -49,6 +52,12 @@ class FirstBatch:
         self.loader.close()
 
 
+def _sampled(evaluation: Evaluation) -> dict[str, torch.Size]:
+    """The shape of two samples from every prior."""
+    noise = evaluation.noise(2)
+    return {k: evaluation.algorithm.decode(prior(noise)).shape for k, prior in evaluation.priors(noise).items()}
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Calls the lists, on every rank. The algorithm is in evaluation mode, and gradients are off."""
@@ -64,10 +73,7 @@ class Evaluator:
         model = type(evaluation.algorithm).__name__
         try:
             metrics = set(held_out(evaluation))
-            noise = evaluation.noise(2)
-            shapes = {
-                k: evaluation.algorithm.decode(prior(noise)).shape for k, prior in evaluation.priors(noise).items()
-            }
+            shapes = _sampled(evaluation) if evaluation.algorithm.levels else {}
         except (ShardError, Interrupted):
             raise
         except Exception as e:  # whatever the algorithm's own code raises
@@ -76,6 +82,7 @@ class Evaluator:
         wrong = [f"{k}: {tuple(shape)}" for k, shape in shapes.items() if tuple(shape) != wanted]
         if wrong:
             raise ConfigError(f"{model} samples images of another shape than the data's {wanted}: {', '.join(wrong)}")
+        metrics |= names(evaluation.algorithm)
         if self.evaluation.settings.fidelity:
             metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in FIDELITY for k in (*shapes, "data")}
         return metrics
@@ -89,10 +96,11 @@ class Evaluator:
 
     def draw(self) -> None:
         """All pictures, into the run's images/: all ranks compute (sharded networks need it), rank 0 writes."""
-        from dtrain.evaluate.pictures import PICTURES, close  # loads matplotlib
+        from dtrain.evaluate.pages import close  # loads matplotlib
+        from dtrain.evaluate.pictures import OF_IMAGES, OF_RUNS
 
         site = self.evaluation.site
-        for picture in PICTURES:
+        for picture in (*OF_IMAGES, *OF_RUNS) if self.evaluation.algorithm.levels else OF_RUNS:
             site.poll()
             for name, figure in picture(self.evaluation).items():
                 if site.world.main:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,48 +12,11 @@ from torch import Tensor
 from dtrain.evaluate.curves import curves
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.manipulation import directions, moved
+from dtrain.evaluate.pages import Figures, pixels, plt, show, tile
+from dtrain.evaluate.potentials import matched, surface
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-Pixels = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
-Figures = dict[str, plt.Figure]
 CHUNK = 128  # images encoded at a time
-
-
-def pixels(evaluation: Evaluation, x: Tensor) -> Pixels:
-    """[B, C, H, W] in the value range -> [B, H, W, C] in [0, 1]."""
-    return evaluation.unit(x).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-
-
-def tile(images: Pixels, columns: int, gap: int = 1) -> Pixels:
-    """[N, H, W, C] -> one image of rows of `columns`, white gaps between."""
-    n, h, w, c = images.shape
-    rows = -(-n // columns)
-    page = np.ones((rows * (h + gap) + gap, columns * (w + gap) + gap, c), dtype=np.float32)
-    for i, image in enumerate(images):
-        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
-        page[top : top + h, left : left + w] = image
-    return page
-
-
-def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0, columns: int = 1) -> plt.Figure:
-    """One figure of tiled pages with their captions, in rows of `columns`."""
-    rows = [pages[i : i + columns] for i in range(0, len(pages), columns)]
-    heights = [width / columns * max(p.shape[0] / p.shape[1] for _, p in row) for row in rows]
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(width, sum(heights) + 0.35 * len(rows) + 0.5), squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-    )  # fmt: skip
-    for ax, (caption, page) in zip(axes.flat, pages, strict=False):
-        ax.imshow(page.squeeze(-1) if page.shape[2] == 1 else page, cmap="gray", vmin=0, vmax=1)
-        ax.set_title(caption, fontsize=9, loc="left")
-    for ax in axes.flat:
-        ax.axis("off")
-    figure.suptitle(title, fontsize=12)
-    figure.tight_layout()
-    return figure
 
 
 def samples(evaluation: Evaluation) -> Figures:
@@ -123,6 +85,18 @@ def paths(evaluation: Evaluation, steps: int = 8) -> Figures:
     return {"paths": show(pages, title)}
 
 
+def between_samples(evaluation: Evaluation, steps: int = 10) -> Figures:
+    """Straight paths between the codes of pairs of samples (003, Fig. 5)."""
+    count, algorithm = evaluation.settings.rows, evaluation.algorithm
+    noise = evaluation.noise(2 * count)
+    pages = []
+    for name, prior in evaluation.priors(noise).items():
+        start, end = prior(noise).chunk(2)
+        between = [algorithm.decode(torch.lerp(start, end, t)) for t in torch.linspace(0, 1, steps)]
+        pages.append((f"prior: {name}", tile(pixels(evaluation, torch.stack(between, 1).flatten(0, 1)), steps)))
+    return {"between_samples": show(pages, "Between samples (left and right): decoded from the line between codes")}
+
+
 def latents(evaluation: Evaluation) -> Figures:
     """Codes of held-out data at every level, by label."""
     settings, algorithm = evaluation.settings, evaluation.algorithm
@@ -169,12 +143,17 @@ def _umap(z: Tensor) -> Points:
     return UMAP(random_state=0, n_jobs=1).fit_transform(z.numpy())
 
 
-def close() -> None:
-    """Frees the figures."""
-    plt.close("all")
-
-
-PICTURES: tuple[Callable[[Evaluation], Figures], ...] = (
-    samples, reconstructions, interpolation, paths, latents, manipulations, curves,
-)  # fmt: skip
+Pictures = tuple[Callable[[Evaluation], Figures], ...]
+OF_IMAGES: Pictures = (
+    samples,
+    reconstructions,
+    interpolation,
+    paths,
+    between_samples,
+    latents,
+    manipulations,
+    matched,
+)
 """Each returns figures by file name; all ranks call all of them."""
+OF_RUNS: Pictures = (curves, surface)
+"""Those that also a run has whose samples are no images."""

@@ -23,7 +23,7 @@ class DualWeights(nn.Module):
     """psi, one number for every code, of mean 0.
 
     forward(x [B, d], codes [N, d]) -> phi [B], the c-transform max_j psi_j - 1/2 |x - y_j|^2, which is the least phi
-    that Eq. 14 allows; and the codes [B, d] that attain it.
+    that Eq. 14 allows; and the numbers of the codes that attain it, [B].
     """
 
     def __init__(self, count: int) -> None:
@@ -34,7 +34,7 @@ class DualWeights(nn.Module):
         offset = self.psi - self.psi.mean() - codes.square().sum(1) / 2
         parts = [torch.addmm(offset, rows, codes.T).max(1) for rows in x.split(max(1, COSTS // len(codes)))]
         phi, index = (torch.cat(column) for column in zip(*parts, strict=True))
-        return phi - x.square().sum(1) / 2, codes[index]
+        return phi - x.square().sum(1) / 2, index
 
 
 class PotentialModel(Algorithm):
@@ -142,8 +142,8 @@ class PotentialModel(Algorithm):
 
     def transport_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """phi, the target and the problem of noises against all codes."""
-        phi, target = self.weights(x, self.targets)
-        return phi, target, torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        phi, index = self.weights(x, self.targets)
+        return phi, self.targets[index], torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
     def _means(self, error: Tensor, problem: Tensor) -> Tensor:
         """Of each row's problem, over all ranks: [B]."""

@@ -1,0 +1,55 @@
+"""Images on pages of a figure."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from dtrain.evaluate.evaluation import Evaluation
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+Pixels = npt.NDArray[np.float32]
+Figures = dict[str, plt.Figure]
+
+
+def pixels(evaluation: Evaluation, x: Tensor) -> Pixels:
+    """[B, C, H, W] in the value range -> [B, H, W, C] in [0, 1]."""
+    return evaluation.unit(x).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+
+
+def tile(images: Pixels, columns: int, gap: int = 1) -> Pixels:
+    """[N, H, W, C] -> one image of rows of `columns`, white gaps between."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    page = np.ones((rows * (h + gap) + gap, columns * (w + gap) + gap, c), dtype=np.float32)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        page[top : top + h, left : left + w] = image
+    return page
+
+
+def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0, columns: int = 1) -> plt.Figure:
+    """One figure of tiled pages with their captions, in rows of `columns`."""
+    rows = [pages[i : i + columns] for i in range(0, len(pages), columns)]
+    heights = [width / columns * max(p.shape[0] / p.shape[1] for _, p in row) for row in rows]
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(width, sum(heights) + 0.35 * len(rows) + 0.5), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    for ax, (caption, page) in zip(axes.flat, pages, strict=False):
+        ax.imshow(page.squeeze(-1) if page.shape[2] == 1 else page, cmap="gray", vmin=0, vmax=1)
+        ax.set_title(caption, fontsize=9, loc="left")
+    for ax in axes.flat:
+        ax.axis("off")
+    figure.suptitle(title, fontsize=12)
+    figure.tight_layout()
+    return figure
+
+
+def close() -> None:
+    """Frees the figures."""
+    plt.close("all")
