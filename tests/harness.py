@@ -20,8 +20,9 @@ from dtrain.data.batch import Batch
 from dtrain.data.order import Order, positions
 from dtrain.distributed import distribute
 from dtrain.evaluate.evaluation import Evaluation
-from dtrain.models.base import Algorithm, DataFacts, Site
+from dtrain.models.base import Algorithm, DataFacts, Site, Stage
 from dtrain.noise import Noise
+from dtrain.stream import rows
 from dtrain.tensors import model_state
 from dtrain.update import Updater
 from dtrain.world import World, start
@@ -54,7 +55,9 @@ def images(shape: tuple[int, int, int]) -> npt.NDArray[np.float64]:
 def make_config(model: str, *overrides: str) -> Config:
     """A small run of a model; its batch is 16 images of all processes together."""
     small = MODELS.get(model, (f"model={model}",))
-    cfg = configs.compose(["trainer.batch_size=16", "trainer.max_steps=40", *small, *overrides])
+    cfg = configs.compose(["trainer.batch_size=16", *small, *overrides])
+    if isinstance(cfg.trainer.max_steps, int) and not any(o.startswith("trainer.max_steps=") for o in overrides):
+        cfg.trainer.max_steps = 40
     if model == "adversary":
         cfg.model = {"_target_": "tests.adversary.Adversary"}
     return configs.read(cfg)
@@ -66,7 +69,7 @@ class Session:
     def __init__(self, config: Config, world: World, double: bool = True, images: int = 0) -> None:
         trainer = config.trainer
         self.config, self.world, self.double = config, world, double
-        self.algorithm: Algorithm = build_algorithm(config, DataFacts(config.data.image_shape))
+        self.algorithm: Algorithm = build_algorithm(config, DataFacts(config.data.image_shape, images=COUNT))
         if double:
             self.algorithm.double()
         distribute(
@@ -75,7 +78,8 @@ class Session:
         )  # fmt: skip
         self.updater = Updater(self.algorithm, config.optim, trainer, world)
         self.images = images
-        self.stream = self.batches()
+        self.stage = self.algorithm.stages()[0]
+        self.stream: Iterator[Any] = self.batches() if self.stage.source is None else self.sourced(self.stage)
         self.algorithm.train()
 
     def batches(self) -> Iterator[Batch]:
@@ -86,6 +90,18 @@ class Session:
             x = torch.from_numpy(rows[order.indices(at)])
             yield self.batch(x, Noise(self.config.seed, torch.from_numpy(at)))
             start += self.config.trainer.batch_size
+
+    def sourced(self, stage: Stage) -> Iterator[Any]:
+        """This rank's rows of what a stage reads in place of images."""
+        assert stage.source is not None
+        source = stage.source(site_of(self.world, batch_size=self.config.trainer.batch_size, seed=self.config.seed))
+        for item in source.batches(self.images):
+            yield self.precise(rows(item, self.world.rank, self.world.size))
+
+    def precise(self, item: Any) -> Any:
+        if isinstance(item, tuple):
+            return tuple(map(self.precise, item))
+        return item.double() if self.double and item.is_floating_point() else item
 
     def batch(self, x: Tensor, noise: Noise) -> Batch:
         """Of the session's precision."""
@@ -99,7 +115,7 @@ class Session:
             batch = self.config.trainer.batch_size
             total = self.config.trainer.total_steps * batch
             self.updater.begin(self.images // batch, self.images, total)
-            self.algorithm.step(self.stream, self.updater)
+            self.stage.step(self.stream, self.updater)
             self.images += self.config.trainer.batch_size
         return self.updater.read(self.world).values
 
@@ -152,8 +168,12 @@ def evaluation_of(
     algorithm: Algorithm, train: Any, heldout: Any, world: World, settings: EvaluateConfig, cache: Path = Path()
 ) -> Evaluation:
     """An evaluation outside a run."""
-    site = Site(cache, train, 0, 8, world, lambda: None, lambda *groups: "")
-    return Evaluation(algorithm, site, heldout, settings, cache)
+    return Evaluation(algorithm, site_of(world, cache, train), heldout, settings, cache)
+
+
+def site_of(world: World, folder: Path = Path(), train: Any = None, batch_size: int = 8, seed: int = 0) -> Site:
+    """A site outside a run."""
+    return Site(folder, train, seed, batch_size, world, lambda: None, lambda *groups: "")
 
 
 def whole(tensor: Any) -> Tensor:
