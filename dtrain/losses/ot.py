@@ -37,10 +37,10 @@ def half_squared_distances(x: ArrayLike, y: ArrayLike) -> Floats:
 def transport(cost: ArrayLike, solver: Literal["lapjv", "pot"] = "lapjv") -> Transport:
     """Solve max mean(psi) - mean(phi) s.t. psi_j - phi_i <= c_ij exactly (Eq. 14 of AE-OT): cost [m, m].
 
-    The optimal duals are a polytope. lapjv: Jonker and Volgenant's assignment, then the mean of the highest and the
-    lowest duals that agree on row 0. pot: a network simplex, which ends in a corner of the polytope.
-    match minimises phi_i + c_ij - psi_j over j (Eq. 17). So do other j, by rounding: in a corner in a third of
-    the rows, halfway in a fifth. Hence take match itself.
+    The optimal duals are a polytope. lapjv: an auction and shortest augmenting paths; the mean of the lowest and the
+    highest duals that agree at row 0. pot: POT's network simplex, the reference; a corner of the polytope.
+    match minimises phi_i + c_ij - psi_j over j (Eq. 17). So do other j, up to rounding: in a corner in a third of the
+    rows, halfway in a fifth. Hence take match itself.
     ValueError unless cost is square, finite and not empty, and for an unknown solver; RuntimeError where a solver
     finds no optimum.
     """
@@ -58,17 +58,14 @@ def transport(cost: ArrayLike, solver: Literal["lapjv", "pot"] = "lapjv") -> Tra
 
 
 def _lapjv(cost: Floats) -> Transport:
-    """The matching by lapx, the duals from its shortest paths."""
-    import lap
-
+    """The matching, and halfway between the lowest and the highest duals."""
     from dtrain.losses import assignment
 
-    match = np.asarray(lap.lapjvr(cost, return_cost=False)[1], np.int64)
-    w = assignment.edges(cost, match)
-    high, settled = assignment.highest(w, 1e-13 * float(np.abs(cost).max()))  # rounding makes no path shorter
-    if not settled:
-        raise RuntimeError("the assignment solver's matching is not optimal")
-    phi = high - assignment.spread(w, high) / 2
+    match, prices = assignment.solve(cost)
+    low, high, least = assignment.duals(cost, match, prices)
+    if not least >= -1e-10 * float(np.abs(cost).max()):
+        raise RuntimeError("the prices are not right for the matching")
+    phi = low + (high - low) / 2
     psi = np.empty_like(phi)
     psi[match] = phi + cost[np.arange(len(cost)), match]
     return Transport(phi, psi, match)
