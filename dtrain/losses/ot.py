@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
+LARGEST = 1e250  # sums of costs stay finite
+
 
 class Transport(NamedTuple):
     """An optimal matching and optimal duals of one cost matrix.
@@ -41,14 +43,14 @@ def transport(cost: ArrayLike, solver: Literal["lapjv", "pot"] = "lapjv") -> Tra
     highest duals that agree at row 0. pot: POT's network simplex, the reference; a corner of the polytope.
     match minimises phi_i + c_ij - psi_j over j (Eq. 17). So do other j, up to rounding: in a corner in a third of the
     rows, halfway in a fifth. Hence take match itself.
-    ValueError unless cost is square, finite and not empty, and for an unknown solver; RuntimeError where a solver
-    finds no optimum.
+    ValueError unless cost is square, finite (up to LARGEST) and not empty, and for an unknown solver; RuntimeError
+    where a solver finds no optimum.
     """
-    c = np.ascontiguousarray(cost, np.float64)
+    c = np.require(cost, np.float64, ["C", "A", "W", "E"])  # as the kernels take it: a copy only of what is not so
     if c.ndim != 2 or c.shape[0] != c.shape[1] or not c.size:
         raise ValueError(f"a cost matrix must be square and not empty, got {list(c.shape)}")
-    if not np.isfinite(c).all():
-        raise ValueError("a cost matrix must be finite: it has NaN or infinity")
+    if not max(c.max(), -c.min()) <= LARGEST:  # NaN is not
+        raise ValueError(f"a cost matrix must be finite, up to {LARGEST:g}: it has larger costs or NaN")
     solvers = {"lapjv": _lapjv, "pot": _pot}
     if solver not in solvers:
         raise ValueError(f"unknown solver {solver!r}: one of {', '.join(solvers)}")

@@ -184,7 +184,7 @@ def test_the_duals_lie_halfway_between_the_lowest_and_the_highest() -> None:
     np.testing.assert_allclose(solved.phi - solved.phi[0], middle - middle[0], atol=1e-12)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300, -1e300])
 def test_costs_that_are_not_finite_are_refused(bad: float) -> None:
     cost = costs(5, 2, 0)
     cost[3, 1] = bad
@@ -196,6 +196,17 @@ def test_costs_that_are_not_finite_are_refused(bad: float) -> None:
 def test_costs_that_are_no_square_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="square and not empty"):
         transport(np.ones(shape))
+
+
+def test_any_kind_of_array_is_taken_and_none_is_changed() -> None:
+    cost = np.random.default_rng(0).integers(9, size=(6, 6)).astype(np.float32)
+    kept = cost.copy()
+    frozen = cost.astype(np.float64)
+    frozen.flags.writeable = False
+    solved = transport(frozen)
+    for same in (cost, cost.tolist(), np.asfortranarray(frozen), np.repeat(frozen, 2, 1)[:, ::2]):
+        assert all(np.array_equal(a, b) for a, b in zip(transport(same), solved, strict=True))
+    assert np.array_equal(cost, kept)
 
 
 def test_an_unknown_solver_is_refused() -> None:
@@ -253,7 +264,7 @@ def test_the_kernels_compile_where_no_folder_can_be_written(tmp_path: Path) -> N
         copied = tmp_path / path.relative_to(Path(dtrain.__file__).parents[1])
         shutil.copy(path, copied)
         copied.parent.joinpath("__pycache__").touch()
-    nowhere = {name: str(tmp_path / "file") for name in ("HOME", "XDG_CACHE_HOME")}
+    nowhere = {name: str(tmp_path / "file") for name in ("HOME", "XDG_CACHE_HOME")} | {"NUMBA_OPT": "0"}
     code = (
         "from dtrain.losses import assignment, ot; print(assignment.solve.stats.cache_path, assignment.__file__);"
         "print(ot.transport([[1, 0, 1], [0, 1, 1], [1, 1, 0]]).match)"
