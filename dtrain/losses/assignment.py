@@ -33,11 +33,11 @@ def _compiled(signature: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return compiled
 
 
-@_compiled("int64(float64[:,::1], float64[::1], int64[::1], int64[::1], float64, int64)")
-def _auction(cost: Floats, v: Floats, match: Indices, owner: Indices, least: float, limit: int) -> int:
-    """Rows without a match (-1) bid until none is left, or `limit` bids are made: their number.
+@_compiled("void(float64[:,::1], float64[::1], int64[::1], int64[::1], float64, int64)")
+def _auction(cost: Floats, v: Floats, match: Indices, owner: Indices, least: float, limit: int) -> None:
+    """Rows without a match (-1) bid in place until none is left, or `limit` bids are made.
 
-    A row takes its best column from its owner and lowers v there by what it is better than the second, and by `least`.
+    A row takes its best column from its owner and lowers v there by `least` and by what it is better than the second.
     With least = 0 the duals stay exact, and a row that would take a column at no gain stays without.
     """
     m, bids, waiting = len(v), 0, 0
@@ -69,12 +69,11 @@ def _auction(cost: Floats, v: Floats, match: Indices, owner: Indices, least: flo
             match[rival] = -1
             rows[waiting] = rival
             waiting += 1
-    return bids
 
 
-@_compiled("int64(float64[:,::1], float64[::1], int64[::1], int64[::1], int64)")
-def _augment(cost: Floats, v: Floats, match: Indices, owner: Indices, start: int) -> int:
-    """Match row `start` along the shortest path to a free column, and keep the prices right: the path search's steps."""
+@_compiled("void(float64[:,::1], float64[::1], int64[::1], int64[::1], int64)")
+def _augment(cost: Floats, v: Floats, match: Indices, owner: Indices, start: int) -> None:
+    """Match row `start` along the shortest path to a column without an owner, and keep the prices right, in place."""
     m, settled = len(v), 0
     length, unsettled = np.full(m, np.inf), v.copy()  # both infinite where a column is settled
     source = np.empty(m, np.int64)  # the row from which a column is reached
@@ -103,40 +102,38 @@ def _augment(cost: Floats, v: Floats, match: Indices, owner: Indices, start: int
         owner[column] = i
         match[i], column = column, match[i]
         if i == start:
-            return settled + 1
+            return
 
 
-@_compiled("Tuple((int64[::1], float64[::1], int64[::1]))(float64[:,::1])")
-def solve(cost: Floats) -> tuple[Indices, Floats, Indices]:
-    """[m, m] finite -> an optimal matching [m], prices v [m] that are right for it, and [2] bids and steps."""
+@_compiled("Tuple((int64[::1], float64[::1]))(float64[:,::1])")
+def solve(cost: Floats) -> tuple[Indices, Floats]:
+    """[m, m] finite -> an optimal matching [m] and prices v [m] that are right for it."""
     m = len(cost)
     v = np.zeros(m)
     match, owner = np.full(m, -1), np.full(m, -1)
-    work = np.zeros(2, np.int64)
-    mean = cost.mean()
-    unit = 0.0
+    mean, deviation = cost.mean(), 0.0
     for i in range(m):
-        unit += np.abs(cost[i] - mean).mean() / m
+        deviation += np.abs(cost[i] - mean).mean() / m
     for bid in BIDS:
-        if unit > 0:
+        if deviation > 0:
             match[:] = -1
             owner[:] = -1
-            work[0] += _auction(cost, v, match, owner, bid * unit, PATIENCE * m)
-    for i in range(m):  # keep the matches that are exact
+            _auction(cost, v, match, owner, bid * deviation, PATIENCE * m)
+    for i in range(m):  # a bid's excess leaves matches that are not exact
         j = match[i]
         if j >= 0 and cost[i, j] - v[j] > (cost[i] - v).min():
             match[i] = -1
             owner[j] = -1
-    work[0] += _auction(cost, v, match, owner, 0.0, 2 * m)
+    _auction(cost, v, match, owner, 0.0, 2 * m)
     for i in range(m):
         if match[i] < 0:
-            work[1] += _augment(cost, v, match, owner, i)
-    return match, v, work
+            _augment(cost, v, match, owner, i)
+    return match, v
 
 
 @_compiled("float64[::1](float64[:,::1], int64[::1], float64[::1], float64[::1], int64)")
 def _paths(cost: Floats, owner: Indices, u: Floats, v: Floats, start: int) -> Floats:
-    """The shortest paths [m] between columns, from `start`, by Dijkstra: j -> k is c_ik - u_i - v_k >= 0, i owns j."""
+    """Shortest paths [m] from column `start`, by Dijkstra: the step j -> k is c_ik - u_i - v_k >= 0, i owns j."""
     m = len(v)
     paths, length, unsettled = np.zeros(m), np.full(m, np.inf), v.copy()
     column, best = start, 0.0
@@ -158,7 +155,7 @@ def _paths(cost: Floats, owner: Indices, u: Floats, v: Floats, start: int) -> Fl
 
 @_compiled("Tuple((float64[::1], float64[::1], float64))(float64[:,::1], int64[::1], float64[::1])")
 def duals(cost: Floats, match: Indices, v: Floats) -> tuple[Floats, Floats, float]:
-    """The lowest and the highest optimal phi [m] that agree at row 0, and the least slack of v's own: an error below 0.
+    """The lowest and the highest optimal phi [m] that agree at row 0, and the least slack of v: an error below 0.
 
     With s the matching, phi is optimal if phi_k <= phi_i + c[i, s_k] - c[k, s_k] for all i, k: the inequalities of
     shortest paths, those from row 0 and those to it. v turns their lengths into ones of at least 0.

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
-Solver = Literal["lapjv", "pot"]
+
+LARGEST = 1e250  # sums of costs stay finite
 
 
 class Transport(NamedTuple):
@@ -35,21 +36,21 @@ def half_squared_distances(x: ArrayLike, y: ArrayLike) -> Floats:
     return np.maximum(cost, 0.0, out=cost)
 
 
-def transport(cost: ArrayLike, solver: Solver = "lapjv") -> Transport:
+def transport(cost: ArrayLike, solver: Literal["lapjv", "pot"] = "lapjv") -> Transport:
     """Solve max mean(psi) - mean(phi) s.t. psi_j - phi_i <= c_ij exactly (Eq. 14 of AE-OT): cost [m, m].
 
-    The optimal duals are a polytope. lapjv: Jonker and Volgenant's assignment, then the mean of the highest and the
-    lowest duals that agree on row 0. pot: a network simplex, which ends in a corner of the polytope.
-    match minimises phi_i + c_ij - psi_j over j (Eq. 17). So do other j, by rounding: in a corner in a third of
-    the rows, halfway in a fifth. Hence take match itself.
-    ValueError unless cost is square, finite and not empty, and for an unknown solver; RuntimeError where a solver
-    finds no optimum.
+    The optimal duals are a polytope. lapjv: an auction and shortest augmenting paths; the mean of the lowest and the
+    highest duals that agree at row 0. pot: POT's network simplex, the reference; a corner of the polytope.
+    match minimises phi_i + c_ij - psi_j over j (Eq. 17). So do other j, up to rounding: in a corner in a third of the
+    rows, halfway in a fifth. Hence take match itself.
+    ValueError unless cost is square, finite (up to LARGEST) and not empty, and for an unknown solver; RuntimeError
+    where a solver finds no optimum.
     """
-    c = np.ascontiguousarray(cost, np.float64)
+    c = np.require(cost, np.float64, ["C", "A", "W", "E"])  # as the kernels take it: a copy only of what is not so
     if c.ndim != 2 or c.shape[0] != c.shape[1] or not c.size:
         raise ValueError(f"a cost matrix must be square and not empty, got {list(c.shape)}")
-    if not np.isfinite(c).all():
-        raise ValueError("a cost matrix must be finite: it has NaN or infinity")
+    if not max(c.max(), -c.min()) <= LARGEST:  # NaN is not
+        raise ValueError(f"a cost matrix must be finite, up to {LARGEST:g}: it has larger costs or NaN")
     solvers = {"lapjv": _lapjv, "pot": _pot}
     if solver not in solvers:
         raise ValueError(f"unknown solver {solver!r}: one of {', '.join(solvers)}")
@@ -62,7 +63,7 @@ def _lapjv(cost: Floats) -> Transport:
     """The matching, and halfway between the lowest and the highest duals."""
     from dtrain.losses import assignment
 
-    match, prices, _ = assignment.solve(cost)
+    match, prices = assignment.solve(cost)
     low, high, least = assignment.duals(cost, match, prices)
     if not least >= -1e-10 * float(np.abs(cost).max()):
         raise RuntimeError("the prices are not right for the matching")
