@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Solver = Literal["lapjv", "pot"]
 
 LARGEST = 1e250  # sums of costs stay finite
 
@@ -36,7 +37,7 @@ def half_squared_distances(x: ArrayLike, y: ArrayLike) -> Floats:
     return np.maximum(cost, 0.0, out=cost)
 
 
-def transport(cost: ArrayLike, solver: Literal["lapjv", "pot"] = "lapjv") -> Transport:
+def transport(cost: ArrayLike, solver: Solver = "lapjv") -> Transport:
     """Solve max mean(psi) - mean(phi) s.t. psi_j - phi_i <= c_ij exactly (Eq. 14 of AE-OT): cost [m, m].
 
     The optimal duals are a polytope. lapjv: an auction and shortest augmenting paths; the mean of the lowest and the
