@@ -23,7 +23,8 @@ test: setup-test lint golden shards/digits ## set up everything, then lint and t
 golden: setup-test ## check that the golden curves still come out
 	$(BIN)/python -m pytest --quiet tests/golden
 
-crash-test: setup-test ## a fault at every file operation of a run and a data preparation; an hour or two
+crash-test: setup-test ## a signal at every moment, a fault at every file operation of a run; an hour or two
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_signals.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.crashes
 
 lint: setup-test ## style and types

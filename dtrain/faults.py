@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -24,6 +28,7 @@ class NonFinite(ArithmeticError):
     """A loss term or a gradient is NaN or infinite; the message names update, term or group."""
 
 
+REQUESTS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 COLLECTIVE = re.compile(
     r"gloo|nccl|store|timed? ?out|pair closure|by peer|socket|broken pipe|connection (reset|closed|refused)",
     re.IGNORECASE,
@@ -47,6 +52,26 @@ def explain(error: BaseException, world: World, step: int) -> BaseException:
     )
 
 
+@contextmanager
+def sheltered() -> Iterator[None]:
+    """Processes that start inside, such as compilers, do not hear the requests to stop; this one still does.
+
+    A terminal, torchrun and SLURM send them to all processes of a run, and a compilation whose compiler ends fails.
+    """
+    _hear()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)  # this thread's alone, but processes inherit it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@functools.cache
+def _hear() -> None:
+    """A thread that the signals can reach where the main thread blocks them."""
+    threading.Thread(target=threading.Event().wait, name="signals", daemon=True).start()
+
+
 class StopSignal:
     """SIGTERM, SIGUSR2, SIGINT and SIGHUP ask for a stop; all ranks agree on it at the same step boundary.
 
@@ -58,7 +83,7 @@ class StopSignal:
     def __init__(self, world: World) -> None:
         self.world, self.requested, self._since = world, False, math.inf
         self._vote: tuple[Any, torch.Tensor] | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP):
+        for number in REQUESTS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
                 signal.signal(number, self._request)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dtrain.config import ConfigError, OptimConfig, TrainerConfig
 from dtrain.distributed import set_gradient_sync
+from dtrain.faults import sheltered
 from dtrain.group import Group, learning_rate
 from dtrain.models.base import Algorithm, LossFunction, Terms
 from dtrain.nets.batchnorm import batch_norms
@@ -71,7 +72,8 @@ class Updater:
         scaler = self.scalers.get(label)
         statistics = [b for g in active for b in g.statistics()] if self.skip else []
         before = [b.clone() for b in statistics]
-        terms, values = self._backward(active, scaler, self._callable(loss_fn), batch)
+        with self._compiling():
+            terms, values = self._backward(active, scaler, self._callable(loss_fn), batch)
         # A norm is measured where something depends on it: the log, a clip, a skip.
         if self.measure or self.skip or any(g.settings.clip_norm is not None for g in active):
             norms = torch.stack(self._norms(active, scaler))
@@ -95,7 +97,8 @@ class Updater:
         Never micro-batched.
         """
         self._track(())
-        return self._evaluate(self._callable(fn), batch)
+        with self._compiling():
+            return self._evaluate(self._callable(fn), batch)
 
     def begin(self, step: int, images: int, total_images: int, measure: bool = True) -> None:
         """Before a step: how many steps were done, and images seen of how many in all, for the lr.
@@ -123,6 +126,10 @@ class Updater:
     def unfreeze(self) -> None:
         """All groups trainable: what reading or writing the optimizers' state needs."""
         self.activate(tuple(self.groups))
+
+    def _compiling(self) -> AbstractContextManager[None]:
+        """Any call may compile: its first, or one of another shape."""
+        return sheltered() if self.compile else nullcontext()
 
     def _callable(self, fn: Callable[..., T]) -> Callable[..., T]:
         if not self.compile:

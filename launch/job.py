@@ -5,14 +5,15 @@ Holds the run's folder while it runs, starts one process for each rank, and deci
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from dtrain.files import held
+from dtrain.files import STOPPED, held
 from launch.requeue import GRACE, Attempt, back_into_queue, outcome, say
 from launch.settings import launcher_from
 from launch.store import Submission, SweepFolder, read_status
@@ -35,6 +36,9 @@ def run_point(submission: Submission, index: int) -> int:
             say(f"{entry.run} is being run by job {holder}: nothing to do")
             submission.add_event(index, "elsewhere", job=job, by=holder)
             return 0
+        _note_unseen_end(submission, index, entry.run)
+        if _stuck(submission, index):  # SLURM requeues a preempted job without asking
+            return STOPPED
         attempt = None
         while True:
             submission.add_event(index, "start", job=job, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
@@ -75,24 +79,37 @@ def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
     """Whether to start the point again here. On SLURM never: the job goes back into the queue instead."""
     if how not in ("stopped", "killed") or submission.cancelled(index).exists():
         return False
-    ends = [e for e in submission.events(index) if e.get("event") == "end"]
-    if _stuck(ends):
-        say(f"{how} again and again at step {ends[-1]['step']}: given up; see the log above, memory and time limits")
+    if _stuck(submission, index):
         return False
     limit = launcher_from(submission.launcher).max_num_timeout
     if submission.where == "slurm":
         if back_into_queue(how, limit):
             submission.add_event(index, "requeue")
         return False
-    return how == "killed" and not asked and len(ends) <= limit
+    return how == "killed" and not asked and len(_ends(submission, index)) <= limit
 
 
-def _stuck(ends: list[dict[str, Any]]) -> bool:
-    how, step = ends[-1].get("how"), ends[-1].get("step")
-    if how not in STUCK:
+def _note_unseen_end(submission: Submission, index: int, run: Path) -> None:
+    """A start without an end: SLURM stopped the job and killed it, this program included, before the run was done."""
+    if submission.last(index).get("event") == "start":
+        submission.add_event(index, "end", how="stopped", step=read_status(run).get("step", 0))
+
+
+def _ends(submission: Submission, index: int) -> list[tuple[str, int]]:
+    """How the point has ended so far, and at which step, latest first."""
+    ends = [(str(e.get("how")), e.get("step", 0)) for e in submission.events(index) if e.get("event") == "end"]
+    return ends[::-1]
+
+
+def _stuck(submission: Submission, index: int) -> bool:
+    """Whether the point is given up, because it has ended in the same way at the same step too often."""
+    ends = _ends(submission, index)
+    alike = len(list(itertools.takewhile(lambda end: end == ends[0], ends)))
+    if not ends or alike < STUCK.get(ends[0][0], math.inf):
         return False
-    last = ends[-STUCK[how] :]
-    return len(last) == STUCK[how] and all((e.get("how"), e.get("step")) == (how, step) for e in last)
+    how, step = ends[0]
+    say(f"{how} {alike} times at step {step}: given up; see the log above, memory and time limits")
+    return True
 
 
 if __name__ == "__main__":

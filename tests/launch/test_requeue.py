@@ -6,13 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.job import _stuck
+from dtrain.files import STOPPED, write_json
+from launch import job
+from launch.job import _stuck, run_point
 from launch.requeue import Attempt, outcome
 from launch.slurm import own_job
+from launch.store import Submission
 from tests.launch.support import ROOT
 
 OUTSIDE = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
@@ -80,8 +84,66 @@ def test_a_task_of_an_array_is_not_named_like_the_whole_array(monkeypatch: pytes
     assert own_job() == "100_24"
 
 
-def test_a_run_that_is_killed_at_the_same_step_is_given_up() -> None:
-    at = [{"how": "killed", "step": s} for s in (4, 7, 7, 7)]
-    assert not _stuck(at[:3]) and _stuck(at)
-    assert not _stuck([*at[:3], {"how": "stopped", "step": 7}])
-    assert _stuck([{"how": "stopped", "step": 7}] * 10)
+@pytest.fixture
+def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submission:
+    """A point in its SLURM job, whose run stops at step 0 each time: it has to compile for longer than it may."""
+    run = tmp_path / "run"
+    write_json(tmp_path / "sweep.json", {"keys": [], "points": [
+        {"index": 0, "values": {}, "signature": "s", "run": str(run)}
+    ]})  # fmt: skip
+    (tmp_path / "submissions" / "1" / "points").mkdir(parents=True)
+    run.mkdir()
+    write_json(run / "status.json", {"state": "stopped", "step": 0})
+    monkeypatch.setattr(job, "_ranks", lambda submission, index: ([["sh", "-c", f"exit {STOPPED}"]], [{}]))
+    monkeypatch.setattr(job, "back_into_queue", lambda how, limit: True)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # this process keeps its own
+    return Submission(tmp_path / "submissions" / "1", "slurm", [0], {}, "7", "", 1)
+
+
+def counts(submission: Submission) -> tuple[int, int, int]:
+    """Starts, ends, and returns into the queue."""
+    events = [e["event"] for e in submission.events(0)]
+    return events.count("start"), events.count("end"), events.count("requeue")
+
+
+def test_stops_before_the_first_step_count(compiling: Submission, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(10):
+        assert run_point(compiling, 0) == STOPPED
+    assert counts(compiling) == (10, 10, 9)
+    assert "stopped 10 times at step 0: given up" in capfd.readouterr().out
+    # SLURM puts a preempted job back into the queue by itself.
+    assert run_point(compiling, 0) == STOPPED
+    assert counts(compiling) == (10, 10, 9)
+
+
+def test_a_job_that_slurm_ends_before_its_run_has_stopped_counts_as_stopped(
+    compiling: Submission, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Preemption gives it KillWait seconds, then kills whatever there is, this program too."""
+    for _ in range(9):
+        compiling.add_event(0, "start")
+        compiling.add_event(0, "end", how="stopped", step=0)
+    compiling.add_event(0, "start")
+    assert run_point(compiling, 0) == STOPPED
+    assert counts(compiling) == (10, 10, 0)
+    assert "stopped 10 times at step 0: given up" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ends", "stuck"),
+    [
+        ([], False),
+        ([("killed", 4), ("killed", 7), ("killed", 7)], False),
+        ([("killed", 4), ("killed", 7), ("killed", 7), ("killed", 7)], True),
+        ([("killed", 7), ("killed", 7), ("stopped", 7)], False),
+        ([("stopped", 7)] * 9, False),
+        ([("stopped", 7)] * 10, True),
+        ([("failed", 7)] * 10, False),
+    ],
+)
+def test_a_run_that_ends_at_the_same_step_again_and_again_is_given_up(
+    compiling: Submission, ends: list[tuple[str, int]], stuck: bool
+) -> None:
+    for how, step in ends:
+        compiling.add_event(0, "end", how=how, step=step)
+    assert _stuck(compiling, 0) == stuck
