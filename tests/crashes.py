@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import multiprocessing
 import os
 import shutil
 import signal
@@ -89,7 +88,6 @@ def attempt(act: Callable[[Path], Any], folder: Path, at: int | None, kind: str)
     """The command under a fault, in a process of its own and in silence: how many operations it came to."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1), os.dup2(null, 2)
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have workers
     faults = Faults(folder, at, kind) if os.environ["RANK"] == "0" else None
     try:
         act(folder)

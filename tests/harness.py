@@ -33,6 +33,8 @@ STACKED = (LEVELS, f"data.image_shape={list(SHAPE)}")
 ON_24 = "data.image_shape=[1,24,24]"
 SWAE = ("model=swae", ON_24, "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.hidden=8")
 WAE = ("model=wae", ON_24, "model.code_dim=3", "model.width=4")
+AEOT = ("model=aeot", ON_24, "model.latent_dim=3", "model.width=4", "model.hidden=16", "model.workers=0")
+EIGHT = ("model=eight_gaussians", "model.hidden=16", "model.workers=0")
 VAE = ("model=vae", ON_24, "model.latent_dim=3", "model.width=4")
 MODELS: dict[str, tuple[str, ...]] = {
     "stackedwae": STACKED,
@@ -41,6 +43,9 @@ MODELS: dict[str, tuple[str, ...]] = {
     "wae": WAE,
     "wae_hierarchical": ("model=wae_hierarchical", *STACKED),
     "vae": VAE,
+    "aeot": AEOT,
+    "aeot_semidiscrete": ("model=aeot_semidiscrete", *AEOT[1:]),
+    "eight_gaussians": EIGHT,
 }
 
 

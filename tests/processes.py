@@ -27,6 +27,7 @@ def _child(rank: int, world: int, port: int, function: Callable[..., Any], args:
     import torch
 
     torch.set_num_threads(1)
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # it may have workers
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",

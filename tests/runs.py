@@ -27,10 +27,11 @@ from tests.harness import LEVELS, SHAPE
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def write_shards(folder: Path, seed: int = 0) -> None:
+def write_shards(folder: Path, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> None:
+    """Noise: 96 images to train on, 20 held out."""
     rng = np.random.default_rng(seed)
     for split, count in (("train", 96), ("test", 20)):
-        images = rng.integers(0, 256, (count, *SHAPE[1:], SHAPE[0]), dtype=np.uint8)
+        images = rng.integers(0, 256, (count, *shape[1:], shape[0]), dtype=np.uint8)
         write_split(folder / split, array_source(images, rng.integers(0, 10, count), {"what": "noise"}, None, split))
 
 
@@ -87,6 +88,6 @@ def status(run_dir: Path) -> dict[str, Any]:
 def final_weights(run_dir: Path) -> dict[str, Tensor]:
     """The weights of the newest checkpoint."""
     config = configs.read(configs.load(run_dir.with_suffix(".yaml")))
-    state = model_state(build_algorithm(config, DataFacts(SHAPE)))
+    state = model_state(build_algorithm(config, DataFacts(config.data.image_shape, images=96)))
     dcp.load(state, checkpoint_id=steps(run_dir / "checkpoints")[-1], no_dist=True)
     return state

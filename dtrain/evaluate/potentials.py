@@ -21,7 +21,7 @@ def surface(evaluation: Evaluation) -> Figures:
     axis = torch.linspace(-REACH, REACH, SIDE)
     plane = torch.cartesian_prod(axis, axis).to(site.world.device)
     noise = evaluation.noise(algorithm.problem_size).normal("surface", algorithm.dim)
-    heights = algorithm.value_and_gradient(plane)[0].view(SIDE, SIDE).T.cpu()
+    heights = algorithm.potential(plane)[0].view(SIDE, SIDE).T.cpu()
     sets = {
         "target": (algorithm.codes(site), "tab:green"),
         "noise": (noise, "tab:blue"),

@@ -44,7 +44,7 @@ def transport_numbers(evaluation: Evaluation) -> dict[str, float]:
         return {}
     codes, heldout = algorithm.codes(site), _held_out(evaluation, algorithm)
     noise = evaluation.noise(NEW_POINTS).normal("transport", algorithm.dim)
-    mapped = (noise + algorithm.value_and_gradient(noise)[1]).cpu()
+    mapped = (noise + algorithm.potential(noise)[1]).cpu()
     values = _eight(mapped) if not algorithm.levels else {}
     values |= _marginal(evaluation, algorithm, codes)
     numbers: dict[str, float] = {}

@@ -12,7 +12,7 @@ from dtrain.data.problems import Draw
 from dtrain.data.transport import NoiseStream, TransportProblems
 from dtrain.losses.ot import Solver
 from dtrain.models.base import Algorithm, Prior, Site, Source, Stage, Terms, Update
-from dtrain.nets.mlp import CodeCritic
+from dtrain.nets.mlp import Potential
 from dtrain.noise import Noise
 
 Dual = Literal["batch", "semidiscrete"]
@@ -72,11 +72,11 @@ class PotentialModel(Algorithm):
         self.batch_coupled = shift_invariant
         self.batch_multiple = problem_size if dual == "batch" else 1
         self.register_buffer("scale", torch.ones(1))
-        self.potential = CodeCritic(dim, hidden, depth, slope)
+        self.potential = Potential(dim, hidden, depth, slope)
         self.groups = {"potential": ("potential",)}
         if dual == "semidiscrete":
             if count is None:
-                raise ValueError("model.dual=semidiscrete needs a fixed set of codes")
+                raise ValueError("model.dual=semidiscrete needs a fixed set of codes: model.points=fixed")
             self.weights = DualWeights(count)
             self.groups["dual"] = ("weights",)
 
@@ -125,7 +125,7 @@ class PotentialModel(Algorithm):
 
         problem: [B], which of the batch's problems a row is of.
         """
-        value, gradient = self.value_and_gradient(x)
+        value, gradient = self.potential(x)
         error = value - phi
         if self.shift_invariant:
             error = error - self._means(error, problem)
@@ -152,19 +152,9 @@ class PotentialModel(Algorithm):
         sums, sizes = (zeros.index_add(0, of, v) for v in (everywhere, torch.ones_like(everywhere)))
         return (sums / sizes.clamp_min(1))[problem]
 
-    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """D(x) [B] and its gradient in x [B, d], both differentiable in D's weights."""
-
-        def total(x: Tensor) -> tuple[Tensor, Tensor]:
-            value = self.potential(x).squeeze(1)
-            return value.sum(), value
-
-        gradient, value = torch.func.grad(total, has_aux=True)(x)
-        return value, gradient
-
     def transported(self, z: Tensor) -> Tensor:
         """z + grad D(z) (Eq. 19), in the scale of the codes: [B, d] -> [B, d]."""
-        _, gradient = self.value_and_gradient(z)
+        _, gradient = self.potential(z)
         return self.scale * (z + gradient)
 
     def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:

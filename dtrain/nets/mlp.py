@@ -52,6 +52,21 @@ class CodeCritic(nn.Module):
         return full_precision(self.body(z))
 
 
+class Potential(CodeCritic):
+    """A number D and its gradient: forward(x [B, d]) -> float32 D(x) [B], grad D(x) [B, d].
+
+    One forward gives both, so that a wrapper which averages gradients over ranks sees it as any other.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            value = full_precision(self.body(x)).squeeze(1)
+            return value.sum(), value
+
+        gradient, value = torch.func.grad(total, has_aux=True)(x)
+        return value, gradient
+
+
 class GaussianMLP(Recomputable):
     """A diagonal Gaussian given its input: forward([B, ...]) -> mean, variance, both float32 [B, *shape]."""
 

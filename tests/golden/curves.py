@@ -26,6 +26,8 @@ CURVES = {
     "wae": ("wae", ()),
     "wae_hierarchical": ("wae_hierarchical", ()),
     "vae": ("vae", ()),
+    "aeot": ("aeot", ()),
+    "eight_gaussians": ("eight_gaussians", ("model.problem_size=8", "model.lambda_gradient=0.1")),
 }
 
 
