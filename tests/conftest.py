@@ -17,6 +17,7 @@ TOGETHER = {
     "tests/launch/test_faults.py": "cluster",
     "tests/launch/test_points.py": "points",
     "tests/data_prep/test_writer.py": "writer",
+    "tests/test_aeot_runs.py": "aeot",
     "tests/test_checkpoint.py": "checkpoint",
     "tests/test_fidelity.py": "fidelity",
     "tests/test_hostile.py": "hostile",

@@ -43,11 +43,9 @@ class PotentialModel(Algorithm):
     dual: batch solves Eq. 14 for every batch, exactly; semidiscrete first finds psi for all codes against the whole
     normal distribution, by stochastic ascent in a stage of its own (beyond the paper).
     shift_invariant: the regression ignores a constant per problem, which duals do not determine (beyond the paper).
-    scale: what codes were divided by, and mapped noise is multiplied by.
     """
 
     replicated = frozenset({"potential"})  # its loss differentiates its gradient
-    scale: Tensor
 
     def __init__(
         self,
@@ -71,7 +69,6 @@ class PotentialModel(Algorithm):
         self.dual, self.shift_invariant = dual, shift_invariant
         self.batch_coupled = shift_invariant
         self.batch_multiple = problem_size if dual == "batch" else 1
-        self.register_buffer("scale", torch.ones(1))
         self.potential = Potential(dim, hidden, depth, slope)
         self.groups = {"potential": ("potential",)}
         if dual == "semidiscrete":
@@ -79,6 +76,11 @@ class PotentialModel(Algorithm):
                 raise ValueError("model.dual=semidiscrete needs a fixed set of codes: model.points=fixed")
             self.weights = DualWeights(count)
             self.groups["dual"] = ("weights",)
+
+    @property
+    def scale(self) -> Tensor:
+        """What codes were divided by, and mapped noise is multiplied by: [1]."""
+        return self.potential.get_buffer("module.scale" if hasattr(self.potential, "module") else "scale")
 
     def codes(self, site: Site) -> Tensor:
         """The fixed set of codes, scaled: float32 [N, d] on the CPU. To be called on every rank."""

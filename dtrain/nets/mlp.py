@@ -56,7 +56,14 @@ class Potential(CodeCritic):
     """A number D and its gradient: forward(x [B, d]) -> float32 D(x) [B], grad D(x) [B, d].
 
     One forward gives both, so that a wrapper which averages gradients over ranks sees it as any other.
+    scale: what the points of its plane were divided by.
     """
+
+    scale: Tensor
+
+    def __init__(self, inputs: int, hidden: int, depth: int, slope: float) -> None:
+        super().__init__(inputs, hidden, depth, slope)
+        self.register_buffer("scale", torch.ones(1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
