@@ -5,6 +5,7 @@ Holds the run's folder while it runs, starts one process for each rank, and deci
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dtrain.files import STOPPED, held
+from dtrain.files import STOPPED, held, read_json
 from launch.requeue import GRACE, Attempt, back_into_queue, outcome, say
 from launch.settings import launcher_from
 from launch.store import Submission, SweepFolder, read_status
@@ -42,14 +43,22 @@ def run_point(submission: Submission, index: int) -> int:
         attempt = None
         while True:
             submission.add_event(index, "start", job=job, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
-            mark = submission.cancelled(index) if submission.where == "local" else None
-            attempt = Attempt(*_ranks(submission, index), mark is not None, mark, attempt)
+            local = submission.where == "local"
+            marked = functools.partial(_cancelled, submission, index, entry.run) if local else None
+            attempt = Attempt(*_ranks(submission, index), local, marked, attempt)
             code = attempt.wait()
             status = read_status(entry.run)
             how = outcome(code, status)
             submission.add_event(index, "end", job=job, how=how, code=code, step=status.get("step", 0))
             if not _again(submission, index, how, attempt.asked):
                 return code
+
+
+def _cancelled(submission: Submission, index: int, run: Path) -> bool:
+    """Whether the point was cancelled, or, if another submission has taken on the run since, that one's point was."""
+    owner = read_json(run / "owner.json")
+    theirs = Path(str(owner.get("submission", submission.path)), "points", f"{owner.get('index', index)}.cancelled")
+    return submission.cancelled(index).exists() or os.path.exists(theirs)  # False for a damaged path too
 
 
 def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Mapping[str, str]]]:

@@ -7,13 +7,13 @@ $DTRAIN_MAX_RESTARTS times (20).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -22,6 +22,7 @@ from launch import slurm
 
 GRACE = 60.0  # seconds that the other ranks may go on after one has ended badly
 LOOK = 2.0  # seconds between two looks for a mark
+_LIBC = ctypes.CDLL(None)
 
 
 class Attempt:
@@ -29,8 +30,9 @@ class Attempt:
 
     forward: pass requests to stop on to the processes. Not to srun: SLURM signals its tasks itself, and srun would
     pass on no more than a kill. A request may come at any moment, before the first process has started or while
-    one ends: its handler only notes it, and wait() passes it on. mark: a file that, once it exists, is a request
-    too. before: the attempt before this one, whose handler may have noted a request after it had ended.
+    one ends: its handler only notes it, and wait() passes it on. The end of this very process, however it comes, is
+    a request too, and so is cancelled(), once it is true. before: the attempt before this one, whose handler may
+    have noted a request after it had ended.
     """
 
     def __init__(
@@ -38,28 +40,31 @@ class Attempt:
         commands: list[list[str]],
         environments: list[Mapping[str, str]],
         forward: bool,
-        mark: Path | None = None,
+        cancelled: Callable[[], bool] | None = None,
         before: Attempt | None = None,
     ) -> None:
         self.asked = False
-        self._forward, self._mark, self._looked = forward, mark, time.monotonic()
+        self._forward, self._cancelled, self._looked = forward, cancelled, time.monotonic()
         self._undelivered = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._request)
         if before is not None and before.asked:
             self.asked = self._undelivered = True
         self._processes = [
-            subprocess.Popen(command, env={**os.environ, **extra}, start_new_session=True)
+            subprocess.Popen(
+                command, env={**os.environ, **extra}, start_new_session=True,
+                preexec_fn=_end_with_parent if forward else None,  # noqa: PLW1509 (there is no other thread)
+            )
             for command, extra in zip(commands, environments, strict=True)
-        ]
+        ]  # fmt: skip
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.asked = self._undelivered = True
 
     def _look(self, now: float) -> None:
-        if self._mark is not None and not self.asked and now - self._looked >= LOOK:
+        if self._cancelled is not None and not self.asked and now - self._looked >= LOOK:
             self._looked = now
-            if self._mark.exists():
+            if self._cancelled():
                 self.asked = self._undelivered = True
 
     def _signal(self, number: int) -> None:
@@ -82,6 +87,13 @@ class Attempt:
                 self._signal(signal.SIGKILL)
             time.sleep(0.1)
         return max(128 - code if code < 0 else code for code in codes if code is not None)
+
+
+def _end_with_parent() -> None:
+    """A run whose job is killed is asked to stop too: nobody else could still do that."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        _LIBC.prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def outcome(code: int, status: dict[str, Any]) -> str:

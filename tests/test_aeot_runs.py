@@ -40,8 +40,8 @@ def configured(folder: Path, shards: Path, *overrides: str, lengths: str = LENGT
         "scale_codes": True, **model,
     }  # fmt: skip
     return freeze(
-        folder, shards, f"trainer.max_steps={lengths}", f"data.image_shape={list(SHAPE)}", "trainer.checkpoint.every=3",
-        "evaluate.transport_points=5", *overrides, model=given,
+        folder, shards, f"trainer.max_steps={lengths}", f"data.image_shape={list(SHAPE)}",
+        "trainer.checkpoint.every=3", "evaluate.transport_points=5", *overrides, model=given,
     )  # fmt: skip
 
 
@@ -82,8 +82,11 @@ def while_encoding() -> None:
 
 
 DEATHS: dict[str, Callable[[], None]] = {
-    "autoencoder": lambda: at_step(5), "encoding": while_encoding, "potential": lambda: at_step(13), "dual": lambda: at_step(31),
-}  # fmt: skip
+    "autoencoder": lambda: at_step(5),
+    "encoding": while_encoding,
+    "potential": lambda: at_step(13),
+    "dual": lambda: at_step(31),
+}
 
 
 def run_until(file: Path, death: str) -> int:
@@ -165,8 +168,6 @@ def test_the_semidiscrete_potential_trains_in_a_stage_between(tmp_path: Path, fa
     last = metrics(run, "evaluation")[-1]
     assert last["marginal_error/floor"] == pytest.approx(0.126, abs=0.03), "of 10 noises a code"
     assert 0 < last["marginal_error/dual"] < 1
-    training = {line["step"]: line for line in metrics(run, "train")}
-    assert training[45]["loss/dual/dual"] < training[10]["loss/dual/dual"], "Eq. 14 is maximised"
 
 
 def test_the_potential_works_with_the_averaged_weights_of_the_stage_before(tmp_path: Path, faces: Path) -> None:

@@ -80,7 +80,7 @@ class PotentialModel(Algorithm):
     @property
     def scale(self) -> Tensor:
         """What codes were divided by, and mapped noise is multiplied by: [1]."""
-        return self.potential.get_buffer("module.scale" if hasattr(self.potential, "module") else "scale")
+        return getattr(self.potential, "module", self.potential).scale
 
     def codes(self, site: Site) -> Tensor:
         """The fixed set of codes, scaled: float32 [N, d] on the CPU. To be called on every rank."""

@@ -191,17 +191,41 @@ def test_another_hosts_points_run_while_its_scheduler_lives_and_see_that_they_ar
 
 
 def test_a_job_that_was_killed_does_not_run_for_as_long_as_its_scheduler(bench: Bench) -> None:
+    """And its training ends with it, which nobody could cancel any more."""
     bench.seconds = 600
     bench.sweep()
     until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
     (submission,) = bench.submissions
     job = int(submission.last(1)["job"].removeprefix("pid "))
-    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+    (training,) = Path(f"/proc/{job}/task/{job}/children").read_text().split()
     os.kill(job, signal.SIGKILL)
-    for rank in children:
-        os.kill(int(rank), signal.SIGKILL)
     until(lambda: bench.names() == ["starting", "failed", "starting"], 10, lambda: str(bench.states()))
+    until(lambda: not running(training), 10)
     bench.jobs("cancel")
+
+
+def running(pid: str) -> bool:
+    """Whether a process has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_what_an_earlier_submission_runs_can_be_cancelled_after_a_later_one(bench: Bench) -> None:
+    """The scheduler was killed, its jobs run on, without a heartbeat yet, and the command was given again."""
+    bench.seconds = 600
+    bench.sweep()
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    first = bench.submissions[0]
+    jobs = [first.last(i)["job"].removeprefix("pid ") for i in range(3)]
+    os.kill(int(first.job), signal.SIGKILL)
+    until(lambda: not local.alive(first), 10)
+    assert "submitted 3 points" in bench.sweep()
+    until(lambda: all(bench.submissions[1].events(i) for i in range(3)), 30)
+    bench.jobs("cancel")
+    until(lambda: not any(map(running, jobs)), 10)
+    assert set(bench.names()) == {"cancelled"}
 
 
 def test_cancel_does_without_a_cluster_that_does_not_answer(still: Bench) -> None:
