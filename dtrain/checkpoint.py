@@ -230,11 +230,18 @@ class Checkpointer:
 
         part: the state is but a part of what was saved.
         """
-        stored = stored_keys(path)
+        known = Reader(path).read_metadata().state_dict_metadata
+        stored = set(known)
         missing, surplus = sorted(set(state) - stored), [] if part else sorted(stored - set(state))
         if missing or surplus:
             key = (missing or surplus)[0]
             raise CheckpointError(f"{path} {'lacks' if missing else 'has a surplus'} {key}: it is of another model")
+        for key, tensor in state.items():
+            size = getattr(known[key], "size", tensor.shape)
+            if size != tensor.shape:
+                raise CheckpointError(
+                    f"{path}: {key} is {list(size)} there, {list(tensor.shape)} here: it is of another model"
+                )
         dcp.load(state, storage_reader=Reader(path), process_group=self.world.saving, no_dist=self.world.size == 1)
 
     def load_networks(self, state: State) -> Path:

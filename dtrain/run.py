@@ -51,6 +51,9 @@ def run(config: Config, yaml: str) -> int:
         if rank == 0:
             print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
         return 0
+    for group, other in algorithm.pretrained.items():
+        if not (folder / "checkpoints").exists() and not (other / "checkpoints").is_dir():
+            raise ConfigError(f"group {group} cannot start from {other}: that is no run folder with checkpoints")
     world = start(config.trainer.device, config.trainer.timeout)
     if config.trainer.precision == "tf32":
         torch.set_float32_matmul_precision("high")

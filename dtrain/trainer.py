@@ -114,7 +114,10 @@ class Trainer:
             return
         for group, run in self.algorithm.pretrained.items():
             trained = Checkpointer(run / "checkpoints", self.settings.checkpoint, self.world, self._report)
-            path = trained.load_networks(tensors.model_state(self.algorithm, [group]))
+            try:
+                path = trained.load_networks(tensors.model_state(self.algorithm, [group]))
+            except CheckpointError as e:
+                raise ConfigError(f"group {group} cannot start from {run}: {e}") from e
             self.log.line(f"group {group} starts from {path}")
         self._enter(0)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dtrain.checkpoint import steps
 from dtrain.compose import load, read
+from dtrain.config import ConfigError
 from dtrain.evaluate.__main__ import evaluate_run
 from dtrain.nets.dcgan import ImageEncoder
 from dtrain.trainer import Trainer
@@ -176,3 +177,13 @@ def test_the_potential_works_with_the_averaged_weights_of_the_stage_before(tmp_p
     assert execute(configured(run, faces, "optim.groups.autoencoder.ema=0.5")) == 0
     assert len(list((run / "latents").glob("*.npy"))) == 1
     assert len(steps(run / "checkpoints")) >= 1
+
+
+def test_an_autoencoder_that_is_not_there_or_does_not_fit_is_refused(
+    tmp_path: Path, faces: Path, whole: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"cannot start from .*nowhere: that is no run folder"):
+        execute(configured(tmp_path / "run", faces, autoencoder=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=r"encoder.body.* is \[4, .*\] there, \[8, .*\] here"):
+        execute(configured(tmp_path / "run", faces, width=8, autoencoder=str(whole)))
