@@ -40,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         if name != "digits":
             p.add_argument("--source", type=Path, required=True, help="folder (or archive) of the original files")
             p.add_argument("--download", action="store_true", help="fetch them into --source by torchvision")
+        if name == "celeba":
+            p.add_argument("--crop", type=int, help="side of the centre square to cut out first (default: the width)")
         if name == "flowers102":
             p.add_argument("--embed", action="store_true", help="sentence embeddings of the captions")
     p = commands.add_parser("verify", help="compare every file of prepared shards with its manifest")
@@ -57,7 +59,8 @@ def _splits(args: argparse.Namespace) -> dict[str, Source]:
         source = download(args.name, source)
     if args.size is not None and args.size < 1:
         raise SourceError(f"--size {args.size}: must be at least 1")
-    found: dict[str, Source] = import_module(f"data_prep.{args.name}").splits(source, args.size)
+    options = {"crop": args.crop} if "crop" in args else {}
+    found: dict[str, Source] = import_module(f"data_prep.{args.name}").splits(source, args.size, **options)
     splits = {split: s for split, s in found.items() if len(s)}
     if args.hold_out:
         splits |= hold_out(splits, args.hold_out)

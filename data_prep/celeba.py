@@ -72,8 +72,10 @@ def _check_counts(images: dict[str, str], attributes: dict[str, list[str]], arch
         )
 
 
-def splits(source: Path, size: int | None) -> dict[str, Source]:
-    """Centre 178 × 178 of 178 × 218 (the full width at any other resolution), resized to size (64)."""
+def splits(source: Path, size: int | None, crop: int | None = None) -> dict[str, Source]:
+    """The centre square of the width (178 of 178 × 218 pixels), or of `crop` pixels, resized to size (64)."""
+    if crop is not None and crop < 1:
+        raise SourceError(f"--crop {crop}: must be at least 1")
     side = size or DEFAULT_SIZE
     tree = locate_tree(source, "img_align_celeba.zip", "img_align_celeba")
     images = by_name(tree)
@@ -83,7 +85,7 @@ def splits(source: Path, size: int | None) -> dict[str, Source]:
     _check_counts(images, attributes, tree.path)
     about = {
         "files": {**tree.describe(), **described(attribute_file, partition_file)},
-        "crop": "centre square of the original's width",
+        "crop": f"centre {crop} × {crop}" if crop else "centre square of the original's width",
         "resize": f"PIL bicubic to {side}",
         "attribute_names": attribute_names,
     }
@@ -103,7 +105,7 @@ def splits(source: Path, size: int | None) -> dict[str, Source]:
         values = np.array([attributes.get(name, missing) for name in names]).reshape(-1, len(attribute_names))
         result[split] = Source(
             names=[images[n] for n in names],
-            read=TreeReader(tree, [images[n] for n in names], side),
+            read=TreeReader(tree, [images[n] for n in names], side, crop=crop),
             shape=(side, side, 3),
             arrays={"attributes": (values == "1").astype(np.uint8)},
             about=about,

@@ -24,9 +24,10 @@ class TreeReader:
     members: list[str]
     size: int
     channels: int = 3
+    crop: int | None = None
 
     def __call__(self, sample: int) -> Pixels:
-        return fit(decode(self.tree.read(self.members[sample]), self.channels), self.size)
+        return fit(decode(self.tree.read(self.members[sample]), self.channels), self.size, self.crop)
 
 
 def splits(source: Path, size: int | None) -> dict[str, Source]:

@@ -55,9 +55,11 @@ def decode(encoded: bytes, channels: int) -> Image.Image:
         raise BrokenImageError(f"does not decode: {e}") from e
 
 
-def fit(image: Image.Image, size: int) -> Pixels:
-    """The largest centred square, resized to size × size: uint8 [size, size, C]."""
-    side = min(image.size)
+def fit(image: Image.Image, size: int, crop: int | None = None) -> Pixels:
+    """The centred square of `crop` pixels, by default the largest, resized to size × size: uint8 [size, size, C]."""
+    side = crop or min(image.size)
+    if side > min(image.size):
+        raise BrokenImageError(f"has {image.width} × {image.height} pixels, too few for --crop {side}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     if side != size:

@@ -39,6 +39,25 @@ def test_celeba_crops_the_centre_and_keeps_partition_and_attributes(
             assert abs(row[32, 32].astype(int) - originals.face(number)[109, 89]).max() < 6
 
 
+def test_celeba_can_be_cut_out_closer(tmp_path: Path) -> None:
+    """--crop 140 as the authors of the stacked WAE do, --crop 128 as those of AE-OT."""
+    source = originals.celeba(tmp_path / "in", 6)
+    prepare("celeba", source, tmp_path / "out", "--crop", "140", "--size", "140")
+    prepare("celeba", source, tmp_path / "whole", "--size", "178")
+    close, wide = (open_split(tmp_path / f / "train") for f in ("out", "whole"))
+    np.testing.assert_array_equal(close.images, wide.images[:, 19:159, 19:159])
+    assert close.manifest["source"]["crop"] == "centre 140 × 140"
+
+
+@pytest.mark.parametrize(("crop", "message"), [("0", "--crop 0: must be at least 1"), ("179", "for --crop 179")])
+def test_an_impossible_crop_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], crop: str, message: str
+) -> None:
+    source = originals.celeba(tmp_path / "in", 6)
+    assert main(["celeba", "--source", str(source), "--out", str(tmp_path / "out"), "--crop", crop]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_resize_is_antialiased(tmp_path: Path) -> None:
     originals.celeba(tmp_path / "in", 6)
     stripes = np.zeros((218, 178, 3), dtype=np.uint8)
