@@ -1,6 +1,6 @@
 """Convolutional encoder, decoder and patch critic in DCGAN's style (SWAE; its supplement is not public).
 
-Strided 4x4 convolutions halve the side while it is even and above 4: 28 -> 7, 32 -> 4, 64 -> 4.
+Strided 4x4 convolutions halve the side while it is even and above 4: 28 -> 7, 32 -> 4, 64 -> 4, 128 -> 4.
 The patch critic needs a side of at least 24.
 """
 
@@ -26,13 +26,18 @@ def _sides(image_shape: tuple[int, int, int]) -> list[int]:
     return sides
 
 
+def _filters(width: int, levels: int) -> list[int]:
+    """width at the first level, twice as many at each next one, up to 8 * width (as AE-OT has them at 128)."""
+    return [width * min(2**i, 8) for i in range(levels)]
+
+
 class ImageEncoder(nn.Module):
-    """[B, C, S, S] -> float32 [B, code]. width filters at the first level, twice as many at each next one."""
+    """[B, C, S, S] -> float32 [B, code]."""
 
     def __init__(self, image_shape: tuple[int, int, int], code: int, width: int) -> None:
         super().__init__()
         sides = _sides(image_shape)
-        filters = [image_shape[0], *(width * 2**i for i in range(len(sides) - 1))]
+        filters = [image_shape[0], *_filters(width, len(sides) - 1)]
         layers: list[nn.Module] = []
         for i in range(len(sides) - 1):
             norm = [nn.BatchNorm2d(filters[i + 1])] if i else []
@@ -50,7 +55,7 @@ class ImageDecoder(nn.Module):
     def __init__(self, image_shape: tuple[int, int, int], code: int, width: int) -> None:
         super().__init__()
         sides = _sides(image_shape)
-        filters = [width * 2**i for i in reversed(range(len(sides) - 1))]
+        filters = _filters(width, len(sides) - 1)[::-1]
         start = filters[0] * sides[-1] ** 2
         layers: list[nn.Module] = [
             nn.Linear(code, start, bias=False), nn.Unflatten(1, (filters[0], sides[-1], sides[-1])),
