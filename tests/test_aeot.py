@@ -244,7 +244,6 @@ def test_two_processes_train_the_same_potential(strategy: str, options: tuple[st
     [
         ("aeot", ("model.problem_size=12",), r"trainer\.batch_size=16: AEOT needs a multiple of 12"),
         ("aeot", ("trainer.batch_size=100",), r"model\.problem_size=100: the data has 96 training images"),
-        ("eight_gaussians", ("model.dual=semidiscrete",), r"model\.dual=semidiscrete needs .*model\.points=fixed"),
         ("eight_gaussians", ("model.shift_invariant=true", "trainer.micro_batches=2"), "couples the samples"),
         ("aeot", ("model.workers=-1",), r"model\.workers=-1: .*greater than or equal to 0"),
         ("aeot", ("model.solver=simplex",), r"model\.solver='simplex': input should be 'lapjv' or 'pot'"),

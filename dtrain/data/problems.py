@@ -56,9 +56,9 @@ CENTRES = 10 * np.array([(np.cos(a), np.sin(a)) for a in np.arange(8) * np.pi / 
 
 @dataclass(frozen=True)
 class Mixture:
-    """m points of the plane from N(0, I), and m from the eight Gaussians, as many from each.
+    """m noises from N(0, I), and always the same m points of the eight Gaussians, as many of each.
 
-    fixed: every problem is the first one.
+    fixed: also always the same noises, so that all problems are one.
     """
 
     size: int
@@ -66,8 +66,8 @@ class Mixture:
     fixed: bool
 
     def __call__(self, problem: int) -> tuple[Array, Array]:
-        rng = generator(self.seed, 0 if self.fixed else problem)
-        noise, spread = rng.standard_normal((2, self.size, 2), dtype=np.float32)
+        rngs = generator(self.seed, 0), generator(self.seed, 1 if self.fixed else 1 + problem)
+        spread, noise = (rng.standard_normal((self.size, 2), dtype=np.float32) for rng in rngs)
         return noise, CENTRES[np.arange(self.size) % len(CENTRES)].astype(np.float32) + spread
 
 

@@ -63,7 +63,7 @@ def _held_out(evaluation: Evaluation, algorithm: PotentialModel) -> Tensor:
     """Codes that the potential was not trained on, scaled: [n, d] on the CPU, the same on every rank."""
     wanted = 2 * evaluation.settings.transport_points
     if not algorithm.levels:
-        return torch.from_numpy(Mixture(wanted, evaluation.settings.seed + 1, False)(1 << 32)[1])
+        return torch.from_numpy(Mixture(wanted, evaluation.settings.seed + 1, True)(0)[1])
     rows = []
     for batch in evaluation.heldout.once():
         evaluation.site.poll()

@@ -14,10 +14,9 @@ from dtrain.models.potential import Dual, PotentialModel
 
 
 class EightGaussians(PotentialModel):
-    """The potential alone, between N(0, I) and a mixture of eight Gaussians; it has no use for images.
+    """The potential alone, from N(0, I) to m points of eight Gaussians; it has no use for images.
 
-    points: fixed trains on the same noises and points throughout, so on one problem, as the paper's text says;
-    resampled draws new ones for every problem, as its Algorithm 1 does.
+    noises: resampled for every problem, as the paper's Algorithm 1 has them, or fixed, as its text can be read.
     """
 
     levels = 0
@@ -26,7 +25,7 @@ class EightGaussians(PotentialModel):
         self,
         data: DataFacts,
         *,
-        points: Literal["fixed", "resampled"] = "resampled",
+        noises: Literal["fixed", "resampled"] = "resampled",
         hidden: Dimension = 512,
         depth: Dimension = 3,
         slope: Weight = 0.0,
@@ -40,9 +39,9 @@ class EightGaussians(PotentialModel):
         super().__init__(
             dim=2, hidden=hidden, depth=depth, slope=slope, problem_size=problem_size,
             lambda_gradient=lambda_gradient, shift_invariant=shift_invariant, dual=dual,
-            count=problem_size if points == "fixed" else None, workers=workers, solver=solver,
+            count=problem_size, workers=workers, solver=solver,
         )  # fmt: skip
-        self.points = points
+        self.fixed = noises == "fixed"
 
     def stages(self) -> tuple[Stage, ...]:
         return self.transport_stages()
@@ -51,4 +50,4 @@ class EightGaussians(PotentialModel):
         return torch.from_numpy(self.draw(site)(0)[1])
 
     def draw(self, site: Site) -> Mixture:
-        return Mixture(self.problem_size, site.seed, self.points == "fixed")
+        return Mixture(self.problem_size, site.seed, self.fixed)

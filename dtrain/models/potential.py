@@ -73,7 +73,7 @@ class PotentialModel(Algorithm):
         self.groups = {"potential": ("potential",)}
         if dual == "semidiscrete":
             if count is None:
-                raise ValueError("model.dual=semidiscrete needs a fixed set of codes: model.points=fixed")
+                raise ValueError("model.dual=semidiscrete needs to know how many training images there are")
             self.weights = DualWeights(count)
             self.groups["dual"] = ("weights",)
 
