@@ -109,6 +109,9 @@ def test_the_semidiscrete_loss_pulls_every_codes_share_to_one_over_n() -> None:
     slow = (weights.psi - weights.psi.mean() - torch.cdist(x, codes).square() / 2).max(1)
     torch.testing.assert_close(phi, slow.values)
     assert torch.equal(index, slow.indices)
+    single = DualWeights(16)(x.float(), codes.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(DualWeights(16)(x.float(), codes.float())[0], single[0])
 
 
 def test_ascent_on_the_semidiscrete_dual_finds_the_exact_one() -> None:

@@ -31,10 +31,11 @@ class DualWeights(nn.Module):
         self.psi = nn.Parameter(torch.zeros(count))
 
     def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        offset = self.psi - self.psi.mean() - codes.square().sum(1) / 2
-        parts = [torch.addmm(offset, rows, codes.T).max(1) for rows in x.split(max(1, COSTS // len(codes)))]
-        phi, index = (torch.cat(column) for column in zip(*parts, strict=True))
-        return phi - x.square().sum(1) / 2, index
+        with torch.autocast(x.device.type, enabled=False):  # half precision would choose other codes
+            offset = self.psi - self.psi.mean() - codes.square().sum(1) / 2
+            parts = [torch.addmm(offset, rows, codes.T).max(1) for rows in x.split(max(1, COSTS // len(codes)))]
+            phi, index = (torch.cat(column) for column in zip(*parts, strict=True))
+            return phi - x.square().sum(1) / 2, index
 
 
 class PotentialModel(Algorithm):
