@@ -82,7 +82,7 @@ def _distances(
     count, seed = min(len(heldout) // 2, len(noise)), evaluation.settings.seed
     half, other = heldout[:count], heldout[count : 2 * count]
     centre, covariance = codes.mean(0), torch.cov(codes.T)
-    fitted = GaussianMixture(min(COMPONENTS, len(codes)), random_state=seed).fit(codes.numpy())
+    fitted = GaussianMixture(min(COMPONENTS, len(codes)), random_state=seed).fit(codes.double().numpy())
     others = {
         "mapped": mapped[:count],
         "floor": other,
