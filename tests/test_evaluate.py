@@ -107,7 +107,7 @@ def test_umap_draws_the_latents_where_it_is_installed(tmp_path: Path, shards: Pa
     file = freeze(tmp_path / "run", shards, "trainer.max_steps=2", "evaluate.projection=umap")
     assert execute(file) == 0
     assert {p.name for p in (tmp_path / "run" / "images").iterdir()} == {
-        "samples.png", "reconstructions.png", "interpolation.png", "paths.png", "latents.png",
+        "samples.png", "between_samples.png", "reconstructions.png", "interpolation.png", "paths.png", "latents.png",
     }  # fmt: skip
 
 
