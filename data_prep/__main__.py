@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from data_prep.download import download
+from data_prep.embed import from_file, with_embeddings
 from data_prep.sheet import write_sheet
 from data_prep.source import Source, SourceError
 from data_prep.verify import find_splits, summary, verify_split
@@ -43,13 +44,21 @@ def _parser() -> argparse.ArgumentParser:
         if name == "celeba":
             p.add_argument("--crop", type=int, help="side of the centre square to cut out first (default: the width)")
         if name == "flowers102":
-            p.add_argument("--embed", action="store_true", help="sentence embeddings of the captions")
+            _embedding_options(p)
     p = commands.add_parser("verify", help="compare every file of prepared shards with its manifest")
     p.add_argument("path", type=Path, help="shards/<name>, or one split of it")
     p = commands.add_parser("sheet", help="draw a contact sheet of one split")
     p.add_argument("path", type=Path, help="shards/<name>/<split>")
     p.add_argument("--out", type=Path, required=True, help="PNG file")
     return parser
+
+
+def _embedding_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--embed", action="store_true", help="embed the captions, or sentences of class and hue")
+    group.add_argument(
+        "--embeddings", type=Path, metavar="FILE.npy", help="floats [N, E] or [N, K, E] in their place"
+    )
 
 
 def _splits(args: argparse.Namespace) -> dict[str, Source]:
@@ -65,9 +74,11 @@ def _splits(args: argparse.Namespace) -> dict[str, Source]:
     if args.hold_out:
         splits |= hold_out(splits, args.hold_out)
     if getattr(args, "embed", False):
-        from data_prep.embed import with_embeddings
+        from data_prep.flowers102 import described_in_words
 
-        splits = {split: with_embeddings(s) for split, s in splits.items()}
+        return with_embeddings(described_in_words(splits))
+    if getattr(args, "embeddings", None):
+        return from_file(splits, args.embeddings)
     return splits
 
 

@@ -199,12 +199,15 @@ class Tree:
         return described_folder(self.path, self.members) if self.path.is_dir() else described(self.path)
 
 
-def locate_tree(source: Path, *names: str) -> Tree:
-    """The tree at `source`: a zip file, one of `names` in it, the only zip in it, or the folder itself."""
+def locate_tree(source: Path, *names: str, beside: str | None = None) -> Tree:
+    """The tree at `source`: a zip file, one of `names` in it, the only zip in it, or the folder itself.
+
+    beside: a zip that may lie there too and is none of images.
+    """
     if not source.exists():
         raise SourceError(f"{source} does not exist: point --source at the folder with the original files")
     if not source.is_dir():
         return Tree(source)
     named = [source / name for name in names if (source / name).exists()]
-    zips = sorted(source.glob("*.zip"))
+    zips = sorted(z for z in source.glob("*.zip") if z.name != beside)
     return Tree(named[0] if named else zips[0] if len(zips) == 1 else source)

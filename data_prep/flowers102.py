@@ -1,26 +1,21 @@
-"""Oxford Flowers 102: the jpg folder with setid.mat and imagelabels.mat, or class folders; captions as text_c10.
-
-text_c10 is Reed et al.'s layout: text_c10/class_00001/image_06734.txt, one caption per line.
-"""
+"""Oxford Flowers 102: the jpg folder with setid.mat and imagelabels.mat, or class folders; captions as text_c10."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.arrays import whole_numbers
-from data_prep.files import LIMIT, Tree, described, described_folder, files_below, find, locate_tree, read_text
+from data_prep.captions import CAPTIONS, captioned, from_templates
+from data_prep.files import LIMIT, Tree, described, find, locate_tree
 from data_prep.folder import TreeReader, class_folders
 from data_prep.mat import load_mat
 from data_prep.source import Source, SourceError
 
 SETS = {"train": "trnid", "valid": "valid", "test": "tstid"}
 CLASSES = 102
-CAPTIONS = "text_c10"
 DEFAULT_SIZE = 64
 
 
@@ -62,44 +57,28 @@ def _sets(file: Path, count: int) -> dict[str, npt.NDArray[np.int64]]:
     return sets
 
 
-def with_captions(source: Source, texts: dict[str, Path], digest: dict[str, Any]) -> Source:
-    """The source with the lines of each image's text file; an image without any is broken."""
-    captions, broken = [], dict(source.broken)
-    for i, name in enumerate(source.names):
-        stem, lines = PurePosixPath(name).stem, []
-        try:
-            lines = _lines(texts[stem]) if stem in texts else []
-            if not lines:
-                broken.setdefault(i, f"has no captions in {CAPTIONS}")
-        except SourceError as e:
-            broken.setdefault(i, f"has damaged captions ({e})")
-        captions.append(lines)
-    about = {**source.about, "files": {**source.about["files"], **digest}}
-    return replace(source, captions=captions, about=about, broken=broken)
+def described_in_words(splits: dict[str, Source]) -> dict[str, Source]:
+    """The splits as they are where they have captions; else with templates of class and hue in their place."""
+    if any(part.captions is not None for part in splits.values()):
+        return splits
+    return {split: from_templates(part, _names(part)) for split, part in splits.items()}
 
 
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+def _names(source: Source) -> list[str]:
+    """What the classes are called: their official names where they are numbers, else the folders' own."""
+    if "labels" not in source.arrays:
+        raise SourceError(f"--embed needs {CAPTIONS}, or class folders whose names it can put into sentences")
+    from torchvision.datasets import Flowers102
 
-
-def _texts(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """The caption files by their images' stems, and their entry in the manifest."""
-    members = [m for m in files_below(folder, (".txt",)) if PurePosixPath(m).name.startswith("image_")]
-    texts: dict[str, Path] = {}
-    for member in members:
-        stem = PurePosixPath(member).stem
-        if stem in texts:
-            raise SourceError(f"{folder / member} and {texts[stem]} are of the same image: remove one of them")
-        texts[stem] = folder / member
-    return texts, described_folder(folder, members)
+    known = {str(number): name.rstrip("?") for number, name in enumerate(Flowers102.classes, start=1)}
+    return [known.get(name, name) for name in source.about["class_names"]]
 
 
 def splits(source: Path, size: int | None) -> dict[str, Source]:
     """Centre square, resized to size (64)."""
     side = size or DEFAULT_SIZE
     official = (source / "jpg").is_dir()
-    result = _official(source, side) if official else class_folders(locate_tree(source), side)
-    if not (source / CAPTIONS).is_dir():
-        return result
-    texts, digest = _texts(source / CAPTIONS)
-    return {split: with_captions(part, texts, digest) for split, part in result.items()}
+    result = (
+        _official(source, side) if official else class_folders(locate_tree(source, beside=f"{CAPTIONS}.zip"), side)
+    )
+    return captioned(result, source)

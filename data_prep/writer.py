@@ -35,7 +35,7 @@ def _work(path: Path) -> Path:
 
 def _check_disk(source: Source, out: Path, formats: Iterable[str]) -> None:
     pixels = len(source) * math.prod(source.shape)
-    need = int(pixels * sum(FORMATS[f] for f in formats))
+    need = int(pixels * sum(FORMATS[f] for f in formats)) + sum(a.nbytes for a in source.arrays.values())
     free = shutil.disk_usage(out).free
     if need > free:
         raise SourceError(
@@ -56,7 +56,10 @@ def _key(source: Source, formats: list[str]) -> dict[str, Any]:
     """What a split is made from: with the same key the same bytes come out."""
     about = {**source.about, "software": software(), "samples": len(source), "image_shape": list(source.shape)}
     names = hashlib.sha256("\n".join(source.names).encode()).hexdigest()
-    return {"format_version": FORMAT_VERSION, "source": about, "names": names, "formats": formats}
+    key = {"format_version": FORMAT_VERSION, "source": about, "names": names, "formats": formats}
+    if source.captions is not None:
+        key["captions"] = hashlib.sha256(json.dumps(list(map(list, source.captions))).encode()).hexdigest()
+    return key
 
 
 def is_written(path: Path, source: Source, formats: list[str], skip_broken: bool) -> bool:

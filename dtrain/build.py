@@ -39,7 +39,7 @@ def facts(split: Split) -> DataFacts:
     """What an algorithm may know of the data."""
     labels, embeddings = (split.arrays.get(name) for name in ("labels", "embeddings"))
     classes = len(split.class_names) or (None if labels is None else int(labels.max()) + 1)
-    dims = None if embeddings is None else embeddings.shape[1]
+    dims = None if embeddings is None else embeddings.shape[-1]
     return DataFacts(split.image_shape, classes, tuple(split.attribute_names), dims, len(split.images))
 
 

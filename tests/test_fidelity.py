@@ -26,7 +26,7 @@ from dtrain.data.stream import Spec
 from dtrain.distributed import distribute
 from dtrain.evaluate import classifier
 from dtrain.evaluate.extractors import DigitClassifier
-from dtrain.evaluate.fidelity import scores, to_bytes
+from dtrain.evaluate.fidelity import scores
 from dtrain.evaluate.preflight import check
 from dtrain.models.base import Algorithm, DataFacts, Prior
 from dtrain.noise import Noise
@@ -112,7 +112,7 @@ def test_scores_are_those_of_the_torch_fidelity_command(tmp_path: Path, monkeypa
     ours = score(config, painter, World(), tmp_path / "cache")
     noise = Noise.of(count, config.evaluate.seed)
     nothing: Any = None
-    drawn = to_bytes(evaluation_of(painter, nothing, nothing, World(), config.evaluate), painter.sample(noise))
+    drawn = evaluation_of(painter, nothing, nothing, World(), config.evaluate).to_bytes(painter.sample(noise))
     save_png(drawn, tmp_path / "samples")
     images = np.array(open_split(tmp_path / "train").images)
     save_png(torch.from_numpy(images).permute(0, 3, 1, 2), tmp_path / "data")

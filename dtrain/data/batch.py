@@ -15,8 +15,8 @@ class Batch:
     """One rank's part of a batch.
 
     x: float32 [B, C, H, W] in the algorithm's value range. noise: counter-based randomness of these rows.
-    labels: int64 [B] or None. attributes: [B, A] or None. embeddings: float32 [B, E] or None. index: int64 [B], which
-    samples of the split these are.
+    labels: int64 [B] or None. attributes: [B, A] or None. embeddings: float32 [B, E] or None, of one of
+    each sample's captions. index: int64 [B], which samples of the split these are.
     """
 
     x: Tensor
@@ -54,6 +54,11 @@ def to_float(images: Tensor, value_range: tuple[float, float], mirrored: Tensor 
         x = x ^ ((x ^ x.flip(3)) & mask)
     x = x.to(torch.float32)
     return x.mul_((high - low) / 255.0).add_(low) if low else x.mul_(high / 255.0)
+
+
+def captions(noise: Noise, count: int) -> Tensor:
+    """int64 [B]: which of a sample's `count` captions each row takes, equally likely, decided by its own counter."""
+    return (noise.uniform("caption") * count).long().clamp_max(count - 1)  # a float32 below 1 may round up to it
 
 
 def flipped(noise: Noise) -> Tensor:

@@ -1,9 +1,9 @@
 """The on-disk format of a prepared data set: shards/<name>/<split>/ with images.npy and manifest.json.
 
 images.npy is uint8 [N, H, W, C] and checksums.npy uint64 [N] its rows' checksums; optional are labels.npy int64
-[N], attributes.npy uint8 [N, A], embeddings.npy float32 [N, E], captions.json, and the images once more as
-raw.beton and jpg.beton (FFCV) or images.tar (WebDataset). The manifest names what they were made from and the
-sha256 of every file, itself included.
+[N], attributes.npy uint8 [N, A], embeddings.npy float32 [N, E], or [N, K, E] of K captions a sample, captions.json
+(a list of sentences for each sample), and the images once more as raw.beton and jpg.beton (FFCV) or images.tar
+(WebDataset). The manifest names what they were made from and the sha256 of every file, itself included.
 """
 
 from __future__ import annotations
@@ -64,6 +64,19 @@ class Split:
         """Names of the attributes' columns; empty if there are none."""
         return list(self.manifest["source"].get("attribute_names", []))
 
+    @property
+    def encoder(self) -> str | None:
+        """The sentence encoder that made the embeddings, if one did."""
+        about = self.manifest["source"].get("embeddings")
+        return about.get("encoder") if isinstance(about, dict) else None
+
+    def captions(self) -> list[list[str]] | None:
+        """The sentences of each sample, hashed; None if there are none."""
+        if "captions.json" not in self.manifest["files"]:
+            return None
+        found: list[list[str]] = json.loads(_hashed(self.path, "captions.json", self.manifest).read_bytes())
+        return found
+
     def file(self, name: str, format_name: str) -> Path:
         """Path of an optional file, of the size the manifest says. ShardError if it is not there."""
         if name not in self.manifest["files"]:
@@ -79,14 +92,20 @@ class Split:
 
 def _load_hashed(path: Path, name: str, manifest: dict[str, Any]) -> npt.NDArray[Any]:
     """A whole array, or ShardError if the file is not byte for byte as prepared."""
-    entry = manifest["files"][name]
-    file = checked_file(path, name, entry)
-    if sha256(file) != entry["sha256"]:
-        raise ShardError(f"{file} is damaged (sha256 does not match): {AGAIN}")
+    file = _hashed(path, name, manifest)
     array: npt.NDArray[Any] = np.load(file)
     if len(array) != manifest["count"]:
         raise ShardError(f"{file} has {len(array)} rows, the manifest says {manifest['count']}: {AGAIN}")
     return array
+
+
+def _hashed(path: Path, name: str, manifest: dict[str, Any]) -> Path:
+    """path/name, once it is byte for byte as prepared."""
+    entry = manifest["files"][name]
+    file = checked_file(path, name, entry)
+    if sha256(file) != entry["sha256"]:
+        raise ShardError(f"{file} is damaged (sha256 does not match): {AGAIN}")
+    return file
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

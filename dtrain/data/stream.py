@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtrain.data.batch import Batch, flipped, to_float
+from dtrain.data.batch import Batch, captions, flipped, to_float
 from dtrain.data.order import Indices, Order, positions
 from dtrain.data.shards import Split
 from dtrain.noise import Noise
@@ -97,17 +97,30 @@ class ShardLoader(ABC):
         """This rank's batches from position `start` on, without end: batch_size / world rows each."""
         with closing(self.images(self.plan(start))) as stream:
             for rows, images in stream:
-                yield self._batch(rows, images, self.spec.seed, self.spec.flip)
+                yield self._batch(rows, images, self.spec.seed, flip=self.spec.flip, draw=True)
 
     def once(self) -> Iterator[Batch]:
-        """Every sample exactly once over all ranks, unflipped. Where N < world a batch may be empty."""
+        """Every sample exactly once over all ranks, unflipped, with its first caption.
+
+        Where N < world a batch may be empty.
+        """
         with closing(self.images(self.plan_once())) as stream:
             for rows, images in stream:
-                yield self._batch(rows, images, seed=0, flip=False)
+                yield self._batch(rows, images, seed=0, flip=False, draw=False)
 
-    def _batch(self, rows: Rows, images: Tensor, seed: int, flip: bool) -> Batch:
+    def _batch(self, rows: Rows, images: Tensor, seed: int, flip: bool, draw: bool) -> Batch:
+        """draw: one caption of each sample, else the first."""
         noise = Noise(seed, torch.from_numpy(rows.at).to(self.spec.device))
         indices = torch.from_numpy(rows.indices).to(self.spec.device)
-        side = {name: a.index_select(0, indices) for name, a in self.arrays.items()}
+        side = {name: a.index_select(0, indices) for name, a in self.arrays.items() if name != "embeddings"}
+        if (every := self.arrays.get("embeddings")) is not None:
+            side["embeddings"] = _of_one_caption(every, indices, noise if draw else None)
         x = to_float(images, self.spec.value_range, flipped(noise) if flip else None)
         return Batch(x, noise, index=indices, **side)
+
+
+def _of_one_caption(every: Tensor, indices: Tensor, noise: Noise | None) -> Tensor:
+    """[N, E], or [N, K, E] for K captions a sample -> [B, E]: of a caption that the noise draws, or of the first."""
+    if every.ndim == 2:
+        return every.index_select(0, indices)
+    return every[indices, 0 if noise is None else captions(noise, every.shape[1])]

@@ -35,10 +35,15 @@ class Evaluation:
         return Noise.of(count, self.settings.seed, device=self.site.world.device)
 
     def condition(self, position: Tensor) -> Tensor | None:
-        """What the samples at these positions are conditioned on: the held-out split's own, in its order."""
+        """What the samples at these positions are conditioned on: the held-out split's own, in its order.
+
+        Of several captions the first.
+        """
         if self.algorithm.condition is None:
             return None
         every = torch.from_numpy(self.heldout.split.arrays[self.algorithm.condition])
+        if every.ndim == 3:
+            every = every[:, 0]
         return every[position.cpu() % len(every)].to(position.device)
 
     def priors(self, noise: Noise) -> Mapping[str, Prior]:
@@ -49,6 +54,10 @@ class Evaluation:
         """Images of the algorithm's range in [0, 1]."""
         low, high = self.algorithm.value_range
         return (x - low) / (high - low)
+
+    def to_bytes(self, x: Tensor) -> Tensor:
+        """Images in the algorithm's range to uint8, as they would be saved."""
+        return (self.unit(x) * 255).round().clamp(0, 255).to(torch.uint8)
 
     @cached_property
     def first(self) -> tuple[Tensor, Tensor | None]:

