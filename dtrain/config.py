@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LONGEST_NAME = 200  # bytes of a run's or a sweep's name: of the 255 of a file system, some are for what follows it
+LONGEST_TEXT = 500  # characters of a sentence: the encoder reads little more
 
 M = TypeVar("M", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
@@ -177,6 +178,12 @@ class TrainerConfig(_Section):
             )
 
 
+def _sentence(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > LONGEST_TEXT:
+        raise PydanticCustomError("sentence", "must be one line of 1 to {limit} characters", {"limit": LONGEST_TEXT})
+    return text.strip()
+
+
 class EvaluateConfig(_Section):
     samples: Positive
     rows: Positive
@@ -185,6 +192,7 @@ class EvaluateConfig(_Section):
     projection: Literal["pca", "umap"]
     manipulate: list[Annotated[str, Field(coerce_numbers_to_str=True)]]
     strengths: Annotated[list[float], Field(min_length=1)]
+    text: Annotated[str, AfterValidator(_sentence)] | None
     fidelity: Literal["inception", "imagenet", "digits"] | None
     fidelity_samples: Annotated[int, Field(ge=2)]
     transport_points: Annotated[int, Field(ge=2)]

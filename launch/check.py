@@ -73,14 +73,15 @@ def _build_error(content: dict[str, object]) -> str | None:
     import torch
 
     from dtrain.build import build_algorithm, facts, open_data
-    from dtrain.evaluate.preflight import check
+    from dtrain.evaluate.preflight import check, check_text
 
     try:
         config = read(OmegaConf.create(content))
         train, _ = open_data(config)
         check(config.evaluate, train)
         with torch.device("meta"):  # shapes without memory
-            build_algorithm(config, facts(train))
+            algorithm = build_algorithm(config, facts(train))
+        check_text(config.evaluate, algorithm.condition, train)
     except ConfigError as e:
         return str(e)
     return None

@@ -1,4 +1,7 @@
-"""python -m dtrain.evaluate <run> [evaluate.key=value …]: numbers and pictures of a run's newest checkpoint."""
+"""python -m dtrain.evaluate <run> [evaluate.key=value …]: numbers and pictures of a run's newest checkpoint.
+
+text="…" is short for evaluate.text="…".
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--model", action="append", default=[], help="module of a model outside dtrain.models")
     parser.add_argument("overrides", nargs="*", metavar="evaluate.key=value", help="e.g. evaluate.projection=umap")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folder: Path = arguments.run
     try:
         cfg = _overridden(configs.load(folder / "config.yaml"), arguments.overrides)
@@ -41,7 +44,7 @@ def evaluate_run(config: Config, folder: Path) -> int:
     from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
     from dtrain.evaluate.evaluation import Evaluation
     from dtrain.evaluate.evaluator import Evaluator
-    from dtrain.evaluate.preflight import check
+    from dtrain.evaluate.preflight import check, check_text
     from dtrain.faults import Interrupted, StopSignal
     from dtrain.trainer import Trainer
     from dtrain.world import leave, start
@@ -49,6 +52,7 @@ def evaluate_run(config: Config, folder: Path) -> int:
     splits = open_data(config)
     check(config.evaluate, splits[0])
     algorithm = build_algorithm(config, facts(splits[0]))
+    check_text(config.evaluate, algorithm.condition, splits[0])
     world = start(config.trainer.device, config.trainer.timeout)
     try:
         train, test = build_loaders(config, algorithm, splits, world)
@@ -65,6 +69,9 @@ def evaluate_run(config: Config, folder: Path) -> int:
 
 
 def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    overrides = [f"evaluate.{o}" if o.startswith("text=") else o for o in overrides]
+    texts = [o for o in overrides if o.startswith("evaluate.text=")]
+    overrides = [o for o in overrides if o not in texts]
     for override in overrides:
         if not override.startswith("evaluate.") or "=" not in override:
             raise ConfigError(f"{override}: only evaluate.<key>=<value> can be set here, the run is what it is")
@@ -73,6 +80,9 @@ def _overridden(cfg: DictConfig, overrides: list[str]) -> DictConfig:
     except (YAMLError, OmegaConfBaseException) as e:
         raise ConfigError(f"{' '.join(overrides)}: {e}") from e
     assert isinstance(merged, DictConfig)
+    for text in texts:  # as it stands: a sentence is not YAML, nor does it refer to other keys
+        value = text.partition("=")[2]
+        merged.evaluate.text = None if value == "null" else value.replace("${", "\\${")
     return merged
 
 

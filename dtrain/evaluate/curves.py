@@ -13,7 +13,7 @@ from dtrain.evaluate.evaluation import Evaluation
 from dtrain.files import read_lines
 from dtrain.metrics import family, member
 
-PANELS = ("objective", "mse", "isc", "fid", "kid")
+PANELS = ("objective", "mse", "isc", "fid", "kid", "hue_match")
 
 
 def curves(evaluation: Evaluation) -> dict[str, plt.Figure]:

@@ -14,6 +14,7 @@ from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out
+from dtrain.evaluate.hue_match import hue_match, words_asked_for
 from dtrain.evaluate.transport import names, transport_numbers
 from dtrain.faults import Interrupted
 
@@ -29,7 +30,7 @@ def fidelity(evaluation: Evaluation) -> dict[str, float]:
     return scores(evaluation)
 
 
-MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fidelity, transport_numbers)
+MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fidelity, transport_numbers, hue_match)
 """Each returns metrics called family/…, the same on every rank; dtrain.metrics knows the families."""
 
 
@@ -83,6 +84,8 @@ class Evaluator:
         if wrong:
             raise ConfigError(f"{model} samples images of another shape than the data's {wanted}: {', '.join(wrong)}")
         metrics |= names(evaluation.algorithm)
+        if words_asked_for(evaluation) is not None:
+            metrics |= {f"hue_match/{k}" for k in (*shapes, "data")}
         if self.evaluation.settings.fidelity:
             metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in FIDELITY for k in (*shapes, "data")}
         return metrics

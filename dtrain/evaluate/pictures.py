@@ -14,6 +14,7 @@ from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.manipulation import directions, moved
 from dtrain.evaluate.pages import Figures, pixels, plt, show, tile
 from dtrain.evaluate.potentials import matched, surface
+from dtrain.evaluate.text import of_sentence
 
 Points = npt.NDArray[np.float64]
 CHUNK = 128  # images encoded at a time
@@ -153,6 +154,7 @@ OF_IMAGES: Pictures = (
     latents,
     manipulations,
     matched,
+    of_sentence,
 )
 """Each returns figures by file name; all ranks call all of them."""
 OF_RUNS: Pictures = (curves, surface)

