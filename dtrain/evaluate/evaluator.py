@@ -12,6 +12,7 @@ from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
+from dtrain.evaluate import conditional
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out
 from dtrain.evaluate.transport import names, transport_numbers
@@ -29,7 +30,12 @@ def fidelity(evaluation: Evaluation) -> dict[str, float]:
     return scores(evaluation)
 
 
-MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fidelity, transport_numbers)
+MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (
+    held_out,
+    fidelity,
+    transport_numbers,
+    conditional.categories,
+)
 """Each returns metrics called family/…, the same on every rank; dtrain.metrics knows the families."""
 
 
@@ -82,9 +88,10 @@ class Evaluator:
         wrong = [f"{k}: {tuple(shape)}" for k, shape in shapes.items() if tuple(shape) != wanted]
         if wrong:
             raise ConfigError(f"{model} samples images of another shape than the data's {wanted}: {', '.join(wrong)}")
-        metrics |= names(evaluation.algorithm)
+        metrics |= names(evaluation.algorithm) | conditional.names(evaluation)
         if self.evaluation.settings.fidelity:
-            metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in FIDELITY for k in (*shapes, "data")}
+            families = (*FIDELITY, *["accuracy"] * conditional.judges_labels(evaluation))
+            metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families for k in (*shapes, "data")}
         return metrics
 
     def measure(self) -> dict[str, float]:
