@@ -47,15 +47,10 @@ MODELS: dict[str, tuple[str, ...]] = {
     "aeot": AEOT,
     "aeot_semidiscrete": ("model=aeot_semidiscrete", *AEOT[1:]),
     "eight_gaussians": EIGHT,
-    **{
-        name: (f"model={name}", *PRIOR)
-        for name in (
-            "aae",
-            "learned_prior_aae",
-            "learned_prior_aae_supervised",
-            "learned_prior_aae_unsupervised",
-        )
-    },
+    "aae": ("model=aae", *PRIOR),
+    "learned_prior_aae": ("model=learned_prior_aae", *PRIOR),
+    "learned_prior_aae_supervised": ("model=learned_prior_aae_supervised", *PRIOR),
+    "learned_prior_aae_unsupervised": ("model=learned_prior_aae_unsupervised", *PRIOR),
     "learned_prior_aae_text": ("model=learned_prior_aae_text", *PRIOR, "model.noise_dim=3", "model.sentence_dim=5"),
 }
 
