@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import normalized_mutual_info_score
 from torch.nn import functional as F
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm
 from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
-from dtrain.evaluate.conditional import mutual_information, purity
 from dtrain.losses.adversarial import fooling_loss
 from dtrain.losses.reconstruction import scaled_gradient, squared_error
 from dtrain.models.base import DataFacts
@@ -241,25 +237,3 @@ def test_what_does_not_fit_is_refused(overrides: list[str], facts: DataFacts, me
     config = configs.read(configs.compose(["model=learned_prior_aae", "model.width=2", *overrides]))
     with pytest.raises(ConfigError, match=message):
         build_algorithm(config, facts)
-
-
-def test_purity_and_mutual_information_against_hand_counts() -> None:
-    """Category 0 has four of label 0 and one of label 1; category 1 two and three."""
-    table = torch.tensor([[4.0, 1.0], [2.0, 3.0]]).double()
-    assert purity(table) == pytest.approx(0.7)
-
-    def entropy(*shares: float) -> float:
-        return -sum(p * math.log(p) for p in shares)
-
-    information = entropy(0.6, 0.4) + entropy(0.5, 0.5) - entropy(0.4, 0.1, 0.2, 0.3)
-    assert mutual_information(table) == pytest.approx(information / ((entropy(0.6, 0.4) + entropy(0.5, 0.5)) / 2))
-    rng = np.random.default_rng(0)
-    found, labels = rng.integers(0, 4, 200), rng.integers(0, 3, 200)
-    counts = (
-        torch.zeros(4, 3)
-        .double()
-        .index_put((torch.tensor(found), torch.tensor(labels)), torch.tensor(1.0).double(), accumulate=True)
-    )
-    assert mutual_information(counts) == pytest.approx(normalized_mutual_info_score(labels, found))
-    assert purity(torch.eye(3)) == mutual_information(torch.eye(3)) == pytest.approx(1)
-    assert mutual_information(torch.tensor([[5.0]])) == 0

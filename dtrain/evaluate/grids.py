@@ -42,24 +42,20 @@ def neighbours(evaluation: Evaluation) -> Figures:
     algorithm, count = evaluation.algorithm, evaluation.settings.points
     if not isinstance(algorithm, LearnedPriorAAE):
         return {}
-    x, labels = evaluation.first[0][:count], evaluation.first[1]
+    x, labels = (None if t is None else t[:count] for t in evaluation.first)
+    assert x is not None
     noise, categories = evaluation.noise(len(x)), _categories(evaluation)
     given = noise.position % categories if categories else evaluation.condition(noise.position)
     (prior,) = algorithm.priors(given).values()
-    codes = torch.cat([torch.cat([algorithm.encode(rows) for rows in x.split(CHUNK)]), prior(noise)])
+    codes = torch.cat([*(algorithm.encode(rows) for rows in x.split(CHUNK)), prior(noise)])
     if not evaluation.site.world.main:
         return {}
-    points = _tsne(codes, evaluation.settings.seed).split(len(x))
+    found, learned = _tsne(codes, evaluation.settings.seed).chunk(2)
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharex=True, sharey=True)
-    panels = (
-        ("encoder: held-out images by label", None if labels is None else labels[: len(x)]),
-        ("prior by label or category", given if categories else None),
-    )
-    for ax, (title, of), at in zip(axes, panels, points, strict=True):
-        ax.scatter(at[:, 0], at[:, 1], s=4, **coloured(of))
-        ax.set_title(title, fontsize=9)
-        ax.set_xticks([])
-        ax.set_yticks([])
+    axes[0].scatter(*found.T, s=4, **coloured(labels))
+    axes[0].set_title("encoder: held-out images by label", fontsize=9)
+    axes[1].scatter(*learned.T, s=4, **coloured(given if categories else None))
+    axes[1].set_title("prior by label or category", fontsize=9)
     figure.suptitle("Codes by t-SNE, both sets in one")
     return {"tsne": figure}
 
