@@ -8,7 +8,8 @@ from dtrain.config import ConfigError
 
 SMALLER = ("objective", "mse", "inactive", "fid", "kid", "w2", "marginal_error")
 LARGER = ("explained", "isc", "within3", "modes", "accuracy", "purity", "nmi")
-WITHOUT = ("isc_std", "mode_share", "transport_cost", "nearest")  # say how sure a number is, or what it belongs to
+# How sure a number is, or what it belongs to.
+WITHOUT = ("isc_std", "mode_share", "transport_cost", "nearest", "confidence")
 
 
 def family(metric: str) -> str:

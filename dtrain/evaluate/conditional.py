@@ -16,16 +16,24 @@ def names(evaluation: Evaluation) -> set[str]:
     return {"purity", "nmi"} if _finder(evaluation) else set()
 
 
-def judges_labels(evaluation: Evaluation) -> bool:
-    """Whether samples have labels that the extractor's logits can be held against."""
-    return evaluation.algorithm.condition == "labels" and evaluation.settings.fidelity == "digits"
+def families(evaluation: Evaluation) -> tuple[str, ...]:
+    """Those of samples whose digits are classified."""
+    if evaluation.settings.fidelity != "digits":
+        return ()
+    return ("confidence", "accuracy") if evaluation.algorithm.condition == "labels" else ("confidence",)
 
 
-def accuracy(evaluation: Evaluation, logits: Tensor) -> float:
-    """The share of samples, at positions 0, 1, …, that are classified as the label they were made for: [N, K]."""
-    labels = evaluation.condition(torch.arange(len(logits)))
-    assert labels is not None
-    return float((logits.argmax(1) == labels).double().mean())
+def classified(evaluation: Evaluation, logits: Tensor) -> dict[str, float]:
+    """Of digits at positions 0, 1, …, by the classifier's logits [N, K].
+
+    confidence: the mean of the largest probability. accuracy: the share that is taken for the label it was made for.
+    """
+    found = dict.fromkeys(families(evaluation), float(logits.softmax(1).amax(1).double().mean()))
+    if "accuracy" in found:
+        labels = evaluation.condition(torch.arange(len(logits)))
+        assert labels is not None
+        found["accuracy"] = float((logits.argmax(1) == labels).double().mean())
+    return found
 
 
 def categories(evaluation: Evaluation) -> dict[str, float]:

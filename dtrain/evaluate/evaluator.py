@@ -90,7 +90,7 @@ class Evaluator:
             raise ConfigError(f"{model} samples images of another shape than the data's {wanted}: {', '.join(wrong)}")
         metrics |= names(evaluation.algorithm) | conditional.names(evaluation)
         if self.evaluation.settings.fidelity:
-            families = (*FIDELITY, *["accuracy"] * conditional.judges_labels(evaluation))
+            families = (*FIDELITY, *conditional.families(evaluation))
             metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families for k in (*shapes, "data")}
         return metrics
 
