@@ -64,13 +64,14 @@ class Mode:
 
 MODES = {
     "plain": Mode(None, lambda data, k: 0, nothing, nothing),
-    "supervised": Mode(
-        "labels", lambda data, k: data.classes, category, drawn, code_critic=True, information=True
-    ),  # Fig. 4
-    "unsupervised": Mode(None, lambda data, k: k, category, drawn, information=True),  # Fig. 5
+    # Fig. 4
+    "supervised": Mode("labels", lambda data, k: data.classes, category, drawn, code_critic=True, information=True),
+    # Fig. 5
+    "unsupervised": Mode(None, lambda data, k: k, category, drawn, information=True),
+    # Section V: the critic of images sees pairs, each of an image and its own sentence.
     "text": Mode(
         "embeddings", lambda data, k: data.embedding, embedding, embedding, code_critic=True, image_critic=True
-    ),  # Section V: the critic of images sees pairs, each of an image and its own sentence
+    ),
 }
 GROUPS = ("encoder", "decoder", "code_generator", "image_critic", "q", "code_critic")
 CODE_CRITIC = (1000, 500, 200)  # hidden units, Table A3
