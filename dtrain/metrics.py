@@ -7,14 +7,9 @@ import math
 from dtrain.config import ConfigError
 
 SMALLER = ("objective", "mse", "inactive", "fid", "kid", "w2", "marginal_error")
-LARGER = ("explained", "isc", "within3", "modes", "hue_match")
-WITHOUT = (
-    "isc_std",
-    "mode_share",
-    "transport_cost",
-    "nearest",
-    "hue_chance",
-)  # say how sure a number is, or what it belongs to
+LARGER = ("explained", "isc", "within3", "modes", "accuracy", "purity", "nmi", "hue_match")
+# How sure a number is, or what it belongs to.
+WITHOUT = ("isc_std", "mode_share", "transport_cost", "nearest", "confidence", "hue_chance")
 
 
 def family(metric: str) -> str:

@@ -35,7 +35,7 @@ class Updater:
     """
 
     def __init__(self, algorithm: Algorithm, optim: OptimConfig, trainer: TrainerConfig, world: World) -> None:
-        unknown = set(optim.groups) - set(algorithm.groups)
+        unknown = set(optim.groups) - set(algorithm.groups) - algorithm.without
         if unknown:
             raise ConfigError(f"optim.groups.{min(unknown)}: this model's groups are {', '.join(algorithm.groups)}")
         for name in algorithm.groups:

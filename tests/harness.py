@@ -36,6 +36,7 @@ WAE = ("model=wae", ON_24, "model.code_dim=3", "model.width=4")
 AEOT = ("model=aeot", ON_24, "model.latent_dim=3", "model.width=4", "model.hidden=16", "model.workers=0")
 EIGHT = ("model=eight_gaussians", "model.hidden=16", "model.workers=0")
 VAE = ("model=vae", ON_24, "model.latent_dim=3", "model.width=4")
+PRIOR = (ON_24, "model.width=2", "model.code_dim=13")
 MODELS: dict[str, tuple[str, ...]] = {
     "stackedwae": STACKED,
     "adversary": STACKED,
@@ -46,10 +47,15 @@ MODELS: dict[str, tuple[str, ...]] = {
     "aeot": AEOT,
     "aeot_semidiscrete": ("model=aeot_semidiscrete", *AEOT[1:]),
     "eight_gaussians": EIGHT,
+    "aae": ("model=aae", *PRIOR),
+    "learned_prior_aae": ("model=learned_prior_aae", *PRIOR),
+    "learned_prior_aae_supervised": ("model=learned_prior_aae_supervised", *PRIOR),
+    "learned_prior_aae_unsupervised": ("model=learned_prior_aae_unsupervised", *PRIOR),
+    "learned_prior_aae_text": ("model=learned_prior_aae_text", *PRIOR, "model.noise_dim=3", "model.sentence_dim=5"),
 }
 
 
-COUNT = 96
+COUNT, CLASSES, EMBEDDING = 96, 10, 16
 
 
 @functools.cache
@@ -74,7 +80,8 @@ class Session:
     def __init__(self, config: Config, world: World, double: bool = True, images: int = 0) -> None:
         trainer = config.trainer
         self.config, self.world, self.double = config, world, double
-        self.algorithm: Algorithm = build_algorithm(config, DataFacts(config.data.image_shape, images=COUNT))
+        facts = DataFacts(config.data.image_shape, CLASSES, embedding=EMBEDDING, images=COUNT)
+        self.algorithm: Algorithm = build_algorithm(config, facts)
         if double:
             self.algorithm.double()
         distribute(
@@ -109,9 +116,10 @@ class Session:
         return item.double() if self.double and item.is_floating_point() else item
 
     def batch(self, x: Tensor, noise: Noise) -> Batch:
-        """Of the session's precision."""
-        dtype = torch.float64 if self.double else torch.float32
-        return Batch(x.to(dtype), replace(noise, dtype=dtype))
+        """Of the session's precision, with labels and embeddings."""
+        noise = replace(noise, dtype=torch.float64 if self.double else torch.float32)
+        labels, embeddings = noise.position % CLASSES, noise.normal("embedding", EMBEDDING)
+        return Batch(x.to(noise.dtype), noise, labels, embeddings=embeddings)
 
     def steps(self, count: int) -> dict[str, float]:
         """Trains; returns the metrics of the last step."""

@@ -12,6 +12,7 @@ from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
+from dtrain.evaluate import conditional
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out
 from dtrain.evaluate.hue_match import hue_match, words_asked_for
@@ -30,7 +31,13 @@ def fidelity(evaluation: Evaluation) -> dict[str, float]:
     return scores(evaluation)
 
 
-MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (held_out, fidelity, transport_numbers, hue_match)
+MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (
+    held_out,
+    fidelity,
+    transport_numbers,
+    conditional.categories,
+    hue_match,
+)
 """Each returns metrics called family/…, the same on every rank; dtrain.metrics knows the families."""
 
 
@@ -83,11 +90,12 @@ class Evaluator:
         wrong = [f"{k}: {tuple(shape)}" for k, shape in shapes.items() if tuple(shape) != wanted]
         if wrong:
             raise ConfigError(f"{model} samples images of another shape than the data's {wanted}: {', '.join(wrong)}")
-        metrics |= names(evaluation.algorithm)
+        metrics |= names(evaluation.algorithm) | conditional.names(evaluation)
         if words_asked_for(evaluation) is not None:
             metrics |= {f"hue_match/{k}" for k in (*shapes, "data")}
         if self.evaluation.settings.fidelity:
-            metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in FIDELITY for k in (*shapes, "data")}
+            families = (*FIDELITY, *conditional.families(evaluation))
+            metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families for k in (*shapes, "data")}
         return metrics
 
     def measure(self) -> dict[str, float]:

@@ -24,6 +24,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from dtrain.data.build import Loader
 from dtrain.data.order import positions
 from dtrain.evaluate import extractors
+from dtrain.evaluate.conditional import classified
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import Sums
 from dtrain.noise import Noise
@@ -53,7 +54,8 @@ def scores(evaluation: Evaluation) -> dict[str, float]:
     """isc, isc_std, fid, kid of evaluate.fidelity_samples samples of every generative model; equal on every rank.
 
     Called <metric>/<extractor>/<prior>. fid and kid are distances to the whole training split; …/data are the
-    held-out split's own. Features of the two splits are kept under a hash of data and extractor.
+    held-out split's own. Where the extractor classifies digits, also what `classified` says of them. Features of the
+    two splits are kept under a hash of data and extractor.
     """
     world, settings = evaluation.site.world, evaluation.settings
     extractor, digest = extractors.make(settings, world.device)
@@ -71,8 +73,8 @@ def scores(evaluation: Evaluation) -> dict[str, float]:
     values: dict[str, float] = {}
     if world.main:
         for name, features in sets.items():
-            for metric, value in measure(features, reference).items():
-                values[f"{metric}/{settings.fidelity}/{name}"] = value
+            found = measure(features, reference) | classified(evaluation, features.logits)
+            values |= {f"{metric}/{settings.fidelity}/{name}": value for metric, value in found.items()}
     shared: dict[str, float] = world.share(values)
     return shared
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +50,15 @@ def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0, column
     figure.suptitle(title, fontsize=12)
     figure.tight_layout()
     return figure
+
+
+def coloured(labels: Tensor | None) -> dict[str, Any]:
+    """How a scatter shows points by label; no colours without labels."""
+    if labels is None:
+        return {}
+    classes = max(10, int(labels.max()) + 1)
+    colours = "tab10" if classes == 10 else "nipy_spectral"
+    return {"c": labels.cpu().numpy(), "cmap": colours, "vmin": -0.5, "vmax": classes - 0.5}
 
 
 def close() -> None:

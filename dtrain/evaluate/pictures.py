@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dtrain.evaluate.curves import curves
 from dtrain.evaluate.evaluation import Evaluation
+from dtrain.evaluate.grids import grid, neighbours
 from dtrain.evaluate.manipulation import directions, moved
-from dtrain.evaluate.pages import Figures, pixels, plt, show, tile
+from dtrain.evaluate.pages import Figures, coloured, pixels, plt, show, tile
 from dtrain.evaluate.potentials import matched, surface
 from dtrain.evaluate.text import of_sentence
 
@@ -103,22 +104,19 @@ def latents(evaluation: Evaluation) -> Figures:
     settings, algorithm = evaluation.settings, evaluation.algorithm
     x, labels = (None if t is None else t[: settings.points] for t in evaluation.first)
     assert x is not None
-    coloured, classes = {}, 0
-    if labels is not None:
-        classes = max(10, int(labels.max()) + 1)
-        colours = "tab10" if classes == 10 else "nipy_spectral"
-        coloured = {"c": labels.cpu().numpy(), "cmap": colours, "vmin": -0.5, "vmax": classes - 0.5}
+    colours = coloured(labels)
     figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
     parts = [[z.flatten(1).double().cpu() for z in algorithm.encode_levels(part)] for part in x.split(CHUNK)]
     for level, (ax, codes) in enumerate(zip(axes[0], zip(*parts, strict=True), strict=True), start=1):
         z = torch.cat(codes)
         dims = z.shape[1]
         points = (_umap if settings.projection == "umap" else _principal)(z) if dims > 2 else z.numpy()
-        dots = ax.scatter(points[:, 0], points[:, -1], s=4, **coloured)
+        dots = ax.scatter(points[:, 0], points[:, -1], s=4, **colours)
         ax.set_title(
             f"z_{level}: {dims} dimensions" + (f", {settings.projection.upper()}" if dims > 2 else ""), fontsize=9
         )
-    if classes:
+    if colours:
+        classes = int(colours["vmax"] + 0.5)
         figure.colorbar(
             dots, ax=axes, ticks=range(0, classes, max(1, classes // 10)), label="label", fraction=0.02, pad=0.01
         )
@@ -155,6 +153,8 @@ OF_IMAGES: Pictures = (
     manipulations,
     matched,
     of_sentence,
+    grid,
+    neighbours,
 )
 """Each returns figures by file name; all ranks call all of them."""
 OF_RUNS: Pictures = (curves, surface)

@@ -109,6 +109,7 @@ class Algorithm(nn.Module):
 
     groups: group name -> the networks (attribute paths) it owns; every network is in one group, or in none if
         nothing ever trains it.
+    without: groups that the arguments have left out, for which there may be optimizer settings all the same.
     replicated: groups whose loss differentiates a gradient (by torch.func.grad); FSDP does not shard them.
     condition: what samples are conditioned on, if on anything.
     value_range: what the images are scaled to. levels: depth of the latent hierarchy; 0 where samples are no images.
@@ -119,6 +120,7 @@ class Algorithm(nn.Module):
     """
 
     groups: Mapping[str, tuple[str, ...]]
+    without: frozenset[str] = frozenset()
     replicated: frozenset[str] = frozenset()
     condition: Literal["labels", "embeddings"] | None = None
     value_range: tuple[float, float] = (0.0, 1.0)

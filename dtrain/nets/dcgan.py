@@ -1,4 +1,4 @@
-"""Convolutional encoder, decoder and patch critic in DCGAN's style (SWAE; its supplement is not public).
+"""Convolutional encoder, decoder and critics in DCGAN's style (SWAE; its supplement is not public).
 
 Strided 4x4 convolutions halve the side while it is even and above 4: 28 -> 7, 32 -> 4, 64 -> 4, 128 -> 4.
 The patch critic needs a side of at least 24.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
-from dtrain.nets.mlp import full_precision
+from dtrain.nets.mlp import full_precision, leaky
 
 SLOPE = 0.2
 
@@ -31,19 +32,25 @@ def _filters(width: int, levels: int) -> list[int]:
     return [width * min(2**i, 8) for i in range(levels)]
 
 
+def _halvings(image_shape: tuple[int, int, int], width: int) -> tuple[list[nn.Module], int]:
+    """Strided convolutions with leaky ReLU, all but the first with batch norm; and how many features come out."""
+    sides = _sides(image_shape)
+    filters = [image_shape[0], *_filters(width, len(sides) - 1)]
+    layers: list[nn.Module] = []
+    for i in range(len(sides) - 1):
+        norm = [nn.BatchNorm2d(filters[i + 1])] if i else []
+        convolution = nn.Conv2d(filters[i], filters[i + 1], 4, 2, 1, bias=not norm)
+        layers += [convolution, *norm, nn.LeakyReLU(SLOPE)]
+    return layers, filters[-1] * sides[-1] ** 2
+
+
 class ImageEncoder(nn.Module):
     """[B, C, S, S] -> float32 [B, code]."""
 
     def __init__(self, image_shape: tuple[int, int, int], code: int, width: int) -> None:
         super().__init__()
-        sides = _sides(image_shape)
-        filters = [image_shape[0], *_filters(width, len(sides) - 1)]
-        layers: list[nn.Module] = []
-        for i in range(len(sides) - 1):
-            norm = [nn.BatchNorm2d(filters[i + 1])] if i else []
-            convolution = nn.Conv2d(filters[i], filters[i + 1], 4, 2, 1, bias=not norm)
-            layers += [convolution, *norm, nn.LeakyReLU(SLOPE)]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters[-1] * sides[-1] ** 2, code))
+        layers, features = _halvings(image_shape, width)
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, code))
 
     def forward(self, x: Tensor) -> Tensor:
         return full_precision(self.body(x))
@@ -83,3 +90,28 @@ class PatchCritic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return full_precision(self.body(x))
+
+
+class ImageCritic(nn.Module):
+    """Images and what they are said to show, forward(x [B, C, S, S], s [B, E]) -> three float32 outputs.
+
+    Logits [B, 1]; the features F of the last convolution, [B, N]; those of the hidden layer, [B, HIDDEN]. E = 0 where
+    it judges images alone; otherwise s is laid over every place of the last convolution. (Learned prior, Table A3.)
+    """
+
+    HIDDEN, TEXT = 1000, 64
+
+    def __init__(self, image_shape: tuple[int, int, int], condition: int, width: int) -> None:
+        super().__init__()
+        layers, features = _halvings(image_shape, width)
+        self.body = nn.Sequential(*layers)
+        self.text = leaky(condition, self.TEXT)
+        places = _sides(image_shape)[-1] ** 2
+        self.hidden = leaky(features + places * (self.TEXT if condition else 0), self.HIDDEN)
+        self.head = nn.Linear(self.HIDDEN, 1)
+
+    def forward(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        maps = self.body(x)
+        text = self.text(s)[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+        hidden = self.hidden(torch.cat([maps, text], 1).flatten(1))
+        return full_precision(self.head(hidden)), full_precision(maps.flatten(1)), full_precision(hidden)

@@ -24,29 +24,41 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class MLP(nn.Sequential):
-    """[B, ...] -> float32 [B, out]: hidden layers of one width, each linear, batch norm, ReLU; then linear."""
+def leaky(inputs: int, outputs: int, slope: float = 0.2) -> nn.Module:
+    """[B, in] -> [B, out], linear with leaky ReLU; of nothing nothing: [B, 0] -> [B, 0]."""
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.LeakyReLU(slope)) if inputs else nn.Identity()
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 2) -> None:
+
+class MLP(nn.Sequential):
+    """[B, ...] -> float32 [B, out]: hidden layers of one width, each linear, batch norm, ReLU; then linear.
+
+    normal_out: batch norm after the last one too.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int = 2, normal_out: bool = False) -> None:
         def block(n: int) -> list[nn.Module]:
             # No bias before batch norm: its gradient is rounding noise, which Adam would blow up to full steps.
             return [nn.Linear(n, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
 
         layers = [m for i in range(depth) for m in block(hidden if i else inputs)]
-        super().__init__(nn.Flatten(), *layers, nn.Linear(hidden, outputs))
+        last = [nn.BatchNorm1d(outputs)] if normal_out else []
+        super().__init__(nn.Flatten(), *layers, nn.Linear(hidden, outputs, bias=not normal_out), *last)
 
     def forward(self, input: Tensor) -> Tensor:
         return full_precision(super().forward(input))
 
 
 class CodeCritic(nn.Module):
-    """[B, d] -> float32 [B, 1]: `depth` hidden layers with leaky ReLU. A critic's logits, or a potential."""
+    """[B, d] -> float32 [B, 1]: hidden layers with leaky ReLU. A critic's logits, or a potential.
 
-    def __init__(self, inputs: int, hidden: int, depth: int = 4, slope: float = 0.2) -> None:
+    hidden: the width of all `depth` layers, or of each.
+    """
+
+    def __init__(self, inputs: int, hidden: int | tuple[int, ...], depth: int = 4, slope: float = 0.2) -> None:
         super().__init__()
-        sizes = [inputs, *[hidden] * depth]
+        sizes = [inputs, *((hidden,) * depth if isinstance(hidden, int) else hidden)]
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.LeakyReLU(slope))]
-        self.body = nn.Sequential(*layers, nn.Linear(hidden, 1))
+        self.body = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, z: Tensor) -> Tensor:
         return full_precision(self.body(z))

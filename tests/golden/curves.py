@@ -27,6 +27,10 @@ CURVES = {
     "wae_hierarchical": ("wae_hierarchical", ()),
     "vae": ("vae", ()),
     "aeot": ("aeot", ()),
+    "aae": ("aae", ("model.gaussian_encoder=true",)),
+    "learned_prior_aae_supervised": ("learned_prior_aae_supervised", ("model.encoder_weight=2",)),
+    "learned_prior_aae_unsupervised": ("learned_prior_aae_unsupervised", ("model.feature_error=sum",)),
+    "learned_prior_aae_text": ("learned_prior_aae_text", ("model.perceptual=false",)),
     "eight_gaussians": ("eight_gaussians", ("model.problem_size=8", "model.lambda_gradient=0.1")),
 }
 
