@@ -90,8 +90,9 @@ class Evaluator:
             raise ConfigError(f"{model} samples images of another shape than the data's {wanted}: {', '.join(wrong)}")
         metrics |= names(evaluation.algorithm) | conditional.names(evaluation)
         if self.evaluation.settings.fidelity:
-            families = (*FIDELITY, *conditional.families(evaluation))
-            metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families for k in (*shapes, "data")}
+            for k in (*shapes, "data"):
+                families = (*FIDELITY, *conditional.families(evaluation, k))
+                metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families}
         return metrics
 
     def measure(self) -> dict[str, float]:
