@@ -16,19 +16,20 @@ def names(evaluation: Evaluation) -> set[str]:
     return {"purity", "nmi"} if _finder(evaluation) else set()
 
 
-def families(evaluation: Evaluation) -> tuple[str, ...]:
-    """Those of samples whose digits are classified."""
+def families(evaluation: Evaluation, images: str) -> tuple[str, ...]:
+    """Those of classified digits: of "data", or of the samples of a prior."""
     if evaluation.settings.fidelity != "digits":
         return ()
-    return ("confidence", "accuracy") if evaluation.algorithm.condition == "labels" else ("confidence",)
+    made_for_labels = images != "data" and evaluation.algorithm.condition == "labels"
+    return ("confidence", "accuracy") if made_for_labels else ("confidence",)
 
 
-def classified(evaluation: Evaluation, logits: Tensor) -> dict[str, float]:
+def classified(evaluation: Evaluation, images: str, logits: Tensor) -> dict[str, float]:
     """Of digits at positions 0, 1, …, by the classifier's logits [N, K].
 
     confidence: the mean of the largest probability. accuracy: the share that is taken for the label it was made for.
     """
-    found = dict.fromkeys(families(evaluation), float(logits.softmax(1).amax(1).double().mean()))
+    found = dict.fromkeys(families(evaluation, images), float(logits.softmax(1).amax(1).double().mean()))
     if "accuracy" in found:
         labels = evaluation.condition(torch.arange(len(logits)))
         assert labels is not None

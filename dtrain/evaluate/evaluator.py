@@ -94,8 +94,9 @@ class Evaluator:
         if words_asked_for(evaluation) is not None:
             metrics |= {f"hue_match/{k}" for k in (*shapes, "data")}
         if self.evaluation.settings.fidelity:
-            families = (*FIDELITY, *conditional.families(evaluation))
-            metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families for k in (*shapes, "data")}
+            for k in (*shapes, "data"):
+                families = (*FIDELITY, *conditional.families(evaluation, k))
+                metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families}
         return metrics
 
     def measure(self) -> dict[str, float]:

@@ -73,7 +73,7 @@ def scores(evaluation: Evaluation) -> dict[str, float]:
     values: dict[str, float] = {}
     if world.main:
         for name, features in sets.items():
-            found = measure(features, reference) | classified(evaluation, features.logits)
+            found = measure(features, reference) | classified(evaluation, name, features.logits)
             values |= {f"{metric}/{settings.fidelity}/{name}": value for metric, value in found.items()}
     shared: dict[str, float] = world.share(values)
     return shared
