@@ -238,7 +238,7 @@ def test_two_processes_train_the_same_potential(strategy: str, options: tuple[st
     for weights, seen in launch(
         2, train, make_config("eight_gaussians", *options, f"trainer.strategy={strategy}"), 8
     ):
-        assert difference(expected, weights) < 1e-9
+        assert difference(expected, weights) < 1e-8  # without a shift, the last bias has rounding for a gradient
         assert seen == pytest.approx(metrics, rel=1e-6, abs=1e-9)
 
 
