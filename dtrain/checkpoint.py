@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from dtrain.config import CheckpointConfig
+from dtrain.config import CheckpointConfig, ConfigError
 from dtrain.files import sha256, sync
 from dtrain.reader import METADATA, CheckpointError, Reader
 from dtrain.world import World
@@ -244,12 +244,18 @@ class Checkpointer:
                 )
         dcp.load(state, storage_reader=Reader(path), process_group=self.world.saving, no_dist=self.world.size == 1)
 
-    def load_networks(self, state: State) -> Path:
-        """Reads a part of another run's result, of its best checkpoint if it had one, into the state."""
+    def load_networks(self, state: State, group: str) -> Path:
+        """Reads a group of another run's result, of its best checkpoint if it had one, into the state.
+
+        ConfigError where there is none, or its networks are others.
+        """
         found = self.latest(best=True) or self.latest()
         if found is None:
-            raise CheckpointError(f"{self.folder} has no checkpoint that verifies: no network can start from it")
-        self.load(found[0], state, part=True)
+            raise ConfigError(f"{self.folder} has no checkpoint that verifies: group {group} cannot start from it")
+        try:
+            self.load(found[0], state, part=True)
+        except CheckpointError as e:
+            raise ConfigError(f"group {group} cannot start from {e}") from e
         return found[0]
 
 

@@ -37,9 +37,8 @@ class Trainer:
         )  # fmt: skip
         self.updater = Updater(algorithm, config.optim, settings, self.world)
         lengths = settings.lengths([stage.name for stage in algorithm.stages()])
-        every = [(stage, 0 if stage.trained else lengths[stage.name]) for stage in algorithm.stages()]
-        self.stages = [(stage, length) for stage, length in every if length]
-        self.log = Log(site.folder, sum(length for _, length in every), self.world.main)
+        self.stages = [(s, lengths[s.name]) for s in algorithm.stages() if lengths[s.name] and not s.trained]
+        self.log = Log(site.folder, sum(length for _, length in self.stages), self.world.main)
         self.checkpoints = Checkpointer(site.folder / "checkpoints", settings.checkpoint, self.world, self._report)
         self.meter = Meter()
         self.mishaps = 0  # skipped steps or rollbacks
@@ -81,9 +80,9 @@ class Trainer:
                 self._train_stage()
             self._finish()
         except Interrupted:
-            where = "from there" if self._save_surely() else "from the last checkpoint"
+            where = "there" if self._save_surely() else "the last checkpoint"
             self.log.beat(self.step, state="stopped")
-            self.log.line(f"stopped at step {self.step}; the same command continues {where}")
+            self.log.line(f"stopped at step {self.step}; the same command continues from {where}")
             return STOPPED
         except BaseException as e:
             error = explain(e, self.world, self.step)
@@ -113,19 +112,13 @@ class Trainer:
             self._open()
             return
         for group, run in self.algorithm.pretrained.items():
-            trained = Checkpointer(run / "checkpoints", self.settings.checkpoint, self.world, self._report)
-            try:
-                path = trained.load_networks(tensors.model_state(self.algorithm, [group]))
-            except CheckpointError as e:
-                raise ConfigError(f"group {group} cannot start from {run}: {e}") from e
+            other = Checkpointer(run / "checkpoints", self.settings.checkpoint, self.world, self._report)
+            path = other.load_networks(tensors.model_state(self.algorithm, [group]), group)
             self.log.line(f"group {group} starts from {path}")
         self._enter(0)
 
     def _enter(self, number: int) -> None:
-        """Begins a stage: saves first, so that nothing goes back over the boundary, then makes its source.
-
-        It works with what the one before would have been evaluated with: the averaged weights.
-        """
+        """Begins a stage, on the averaged weights of the one before. Saves first: nothing goes back over its start."""
         self._set_stage(number, self.step, images=0)
         if number:
             self.updater.settle()
