@@ -118,7 +118,7 @@ class Trainer:
         self._enter(0)
 
     def _enter(self, number: int) -> None:
-        """Begins a stage, on the averaged weights of the one before. Saves first: nothing goes back over its start."""
+        """Begins a stage on the averaged weights of the one before. Saves first: nothing goes back over its start."""
         self._set_stage(number, self.step, images=0)
         if number:
             self.updater.settle()
