@@ -118,8 +118,7 @@ class Checkpointer:
             self._collect(lambda: self._publish(work, final, info, hashes))
         except BaseException as e:  # a full disk must not end the training; DCP's own errors are BaseExceptions
             self._error = e
-            if self.world.main:
-                self.tidy()
+            self.tidy()
 
     def _collect(self, action: Callable[[], dict[str, str]]) -> dict[str, str]:
         """Runs the action on every rank and merges what they return; raises on all of them if it failed on one."""
@@ -170,8 +169,10 @@ class Checkpointer:
     def tidy(self) -> None:
         """Half-written checkpoints, of a kill or a full disk, go; one that was about to be replaced comes back.
 
-        On rank 0, by the only process that trains in the folder.
+        By rank 0 of the only run that trains in the folder, while nothing is being saved.
         """
+        if not self.world.main:
+            return
         for work in self.folder.glob("step-*.incomplete"):
             shutil.rmtree(work, ignore_errors=True)
         for replaced in self.folder.glob("step-*.replaced"):

@@ -99,8 +99,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Continues from the newest checkpoint, or begins the first stage."""
-        if self.world.main:
-            self.checkpoints.tidy()
+        self.checkpoints.tidy()
         found = self._restore()
         self.log.start(self.step)
         self.log.rewind(self.step)
@@ -316,5 +315,6 @@ class Trainer:
 
     def _finish(self) -> None:
         self._evaluate(pictures=True)
+        self.checkpoints.tidy()  # what a refused removal has left
         self.log.beat(self.step, state="finished", eta_s=0.0)
         self.log.line(f"finished: pictures and numbers in {self.site.folder}")

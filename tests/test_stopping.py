@@ -15,6 +15,7 @@ from dtrain.evaluate.__main__ import evaluate_run
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.faults import Interrupted
 from dtrain.files import STOPPED
+from dtrain.trainer import Trainer
 from tests.runs import execute, freeze, metrics, status
 
 STILL = "optim.default.lr=1e-30"  # no weight moves, so that no evaluation is better than the first
@@ -115,3 +116,19 @@ def test_patience_needs_a_metric_and_is_part_of_what_a_run_is(shards: Path, tmp_
 
     assert of(BEST) == of("trainer.checkpoint.best=mse/level1")
     assert of(BEST, "trainer.patience=2") != of("trainer.checkpoint.best=mse/level1", "trainer.patience=2")
+
+
+def test_what_a_refused_removal_has_left_does_not_outlive_the_run(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate = Trainer._evaluate
+
+    def leaving(self: Trainer, pictures: bool) -> dict[str, float]:
+        newest = steps(self.checkpoints.folder)[-1]
+        shutil.copytree(newest, newest.with_suffix(".replaced"), dirs_exist_ok=True)
+        return evaluate(self, pictures)
+
+    monkeypatch.setattr(Trainer, "_evaluate", leaving)
+    run = tmp_path / "run"
+    assert execute(freeze(run, shards, "trainer.max_steps=2")) == 0
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002"]
