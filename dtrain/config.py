@@ -195,6 +195,7 @@ class EvaluateConfig(_Section):
     text: Annotated[str, AfterValidator(_sentence)] | None
     fidelity: Literal["inception", "imagenet", "digits"] | None
     fidelity_samples: Annotated[int, Field(ge=2)]
+    blurred: bool
     transport_points: Annotated[int, Field(ge=2)]
     inception_weights: Path | None
     digit_classifier: Path

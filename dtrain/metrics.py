@@ -6,10 +6,34 @@ import math
 
 from dtrain.config import ConfigError
 
-SMALLER = ("objective", "mse", "inactive", "fid", "kid", "w2", "marginal_error")
-LARGER = ("explained", "isc", "within3", "modes", "accuracy", "purity", "nmi", "hue_match")
+SMALLER = (
+    "objective",
+    "mse",
+    "mse_symmetric",
+    "inactive",
+    "fid",
+    "fid_blurred",
+    "kid",
+    "mind",
+    "w2",
+    "marginal_error",
+)
+LARGER = (
+    "explained",
+    "generative_use",
+    "isc",
+    "precision",
+    "recall",
+    "sharpness",
+    "within3",
+    "modes",
+    "accuracy",
+    "purity",
+    "nmi",
+    "hue_match",
+)
 # How sure a number is, or what it belongs to.
-WITHOUT = ("isc_std", "mode_share", "transport_cost", "nearest", "confidence", "hue_chance")
+WITHOUT = ("isc_std", "distance_images", "mode_share", "transport_cost", "nearest", "confidence", "hue_chance")
 
 
 def family(metric: str) -> str:

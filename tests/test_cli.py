@@ -181,7 +181,7 @@ def test_a_convolutional_run_in_channels_last_and_bf16_continues_exactly(tmp_pat
     file = freeze(run, shards, "trainer.channels_last=true", "trainer.precision=bf16", model=CONVOLUTIONAL)
     assert execute(file) == 0
     assert {p.name for p in (run / "images").iterdir()} == {
-        "samples.png", "between_samples.png", "reconstructions.png", "paths.png", "latents.png",
+        "samples.png", "nearest.png", "between_samples.png", "reconstructions.png", "paths.png", "latents.png",
     }  # fmt: skip
     whole = final_weights(run)
     (run / "status.json").unlink()

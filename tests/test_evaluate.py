@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -19,13 +19,14 @@ from dtrain.build import build_algorithm
 from dtrain.compose import compose, read
 from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
-from dtrain.evaluate.heldout import held_out
+from dtrain.evaluate.heldout import held_out, use_of_the_deepest
 from dtrain.evaluate.manipulation import directions, moved
+from dtrain.evaluate.nearest import closest
 from dtrain.evaluate.pictures import _principal
 from dtrain.metrics import better, larger_is_better, order, table
 from dtrain.models.base import Algorithm, DataFacts, Prior
 from dtrain.noise import Noise
-from dtrain.world import start
+from dtrain.world import World, start
 from tests.harness import evaluation_of
 from tests.processes import launch
 from tests.runs import execute, freeze
@@ -71,11 +72,73 @@ def test_the_use_of_every_level_is_measured_over_the_whole_set(world: int) -> No
     error = (ROWS.flatten(1)[:, 2:] - constant).square().sum() / ROWS.numel()
     variance = ROWS.var(0, correction=0).mean()
     expected = {
-        "mse/level1": 0.0, "explained/level1": 1.0, "inactive/level1": 0.0,
-        "mse/level2": float(error), "explained/level2": float(1 - error / variance), "inactive/level2": 0.5,
+        "mse/level1": 0.0, "mse_symmetric/level1": 0.0, "explained/level1": 1.0, "inactive/level1": 0.0,
+        "mse/level2": float(error), "mse_symmetric/level2": 4 * float(error),
+        "explained/level2": float(1 - error / variance), "inactive/level2": 0.5,
     }  # fmt: skip
     for values in [numbers()] if world == 1 else launch(world, numbers):
         assert values == pytest.approx(expected)
+
+
+class Posterior(Halves):
+    """Two dimensions with Var(mean) = 99 E[variance] and as much, at any scale."""
+
+    levels = 1
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def posteriors(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        mean = self.scale * x.flatten(1)[:, :2]
+        of_mean = (self.scale * (ROWS * 2 - 1).flatten(1)[:, :2]).var(0, correction=0)
+        yield mean, (of_mean * torch.tensor([98.0, 100.0])).expand_as(mean)
+
+    def reconstructions(self, x: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_a_dimension_is_inactive_where_its_variance_is_noise_at_any_scale(scale: float) -> None:
+    loader: Any = Share(0, 1)
+    values = held_out(evaluation_of(Posterior(scale), loader, loader, World(), SETTINGS))
+    assert values["inactive/level1"] == 0.5
+
+
+class Chain(Halves):
+    """x = 2 z_2 + the decoder's noise, so that z_2 has 4 of the 5 parts of the variance."""
+
+    def chain(self, deepest: Noise, noise: Noise) -> Tensor:
+        return (2 * deepest.normal("z", 4) + noise.normal("decoder", 4)).double()
+
+
+def deepest_use() -> dict[str, float]:
+    world, nothing = start("cpu", timeout=60), cast(Any, None)
+    return use_of_the_deepest(evaluation_of(Chain(), nothing, nothing, world, SETTINGS))
+
+
+def test_the_use_of_the_deepest_level_is_its_share_of_the_variance_generated() -> None:
+    alone = deepest_use()
+    assert alone == {"generative_use/z2": pytest.approx(0.8, abs=0.03)}
+    for values in launch(2, deepest_use):
+        assert values == pytest.approx(alone)
+    nothing: Any = None
+    assert use_of_the_deepest(evaluation_of(Halves(), nothing, nothing, World(), SETTINGS)) == {}
+
+
+def neighbours() -> tuple[Tensor, Tensor]:
+    world = start("cpu", timeout=60)
+    loader: Any = Share(world.rank, world.size)
+    asked = torch.linspace(-1, 1, 12).double().view(3, 1, 2, 2)
+    return closest(evaluation_of(Halves(), loader, loader, world, SETTINGS), asked)
+
+
+def test_the_nearest_training_images_are_found_on_all_ranks() -> None:
+    asked = torch.linspace(0, 1, 12).double().view(3, 1, 2, 2)
+    between = (ROWS[:, None] - asked).square().flatten(2).mean(2).sqrt()
+    for distances, images in [neighbours(), *launch(2, neighbours)]:
+        torch.testing.assert_close(distances, between.amin(0))
+        torch.testing.assert_close(images, ROWS[between.argmin(0)] * 2 - 1)
 
 
 def test_metrics_are_printed_as_a_table_of_members_and_families() -> None:
@@ -107,7 +170,8 @@ def test_umap_draws_the_latents_where_it_is_installed(tmp_path: Path, shards: Pa
     file = freeze(tmp_path / "run", shards, "trainer.max_steps=2", "evaluate.projection=umap")
     assert execute(file) == 0
     assert {p.name for p in (tmp_path / "run" / "images").iterdir()} == {
-        "samples.png", "between_samples.png", "reconstructions.png", "interpolation.png", "paths.png", "latents.png",
+        "samples.png", "nearest.png", "between_samples.png", "reconstructions.png", "interpolation.png", "paths.png",
+        "latents.png",
     }  # fmt: skip
 
 

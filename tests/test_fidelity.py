@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
@@ -25,8 +26,8 @@ from dtrain.data.shards import open_split
 from dtrain.data.stream import Spec
 from dtrain.distributed import distribute
 from dtrain.evaluate import classifier
-from dtrain.evaluate.extractors import DigitClassifier
-from dtrain.evaluate.fidelity import scores
+from dtrain.evaluate.extractors import DigitClassifier, make
+from dtrain.evaluate.fidelity import Features, frechet, laplacian, measure, scores, sliced
 from dtrain.evaluate.preflight import check
 from dtrain.models.base import Algorithm, DataFacts, Prior
 from dtrain.noise import Noise
@@ -131,6 +132,66 @@ def test_scores_are_those_of_the_torch_fidelity_command(tmp_path: Path, monkeypa
     }  # fmt: skip
     found = {k: ours[f"{k}/inception/normal"] for k in names}
     assert found == pytest.approx({k: theirs[name] for k, name in names.items()}, rel=1e-3)
+
+
+def test_distances_compare_equal_numbers_of_images_spread_over_the_splits(digits: Path, tmp_path: Path) -> None:
+    config = make_config(digits, "evaluate.fidelity=digits", "evaluate.blurred=true")
+    values = score(config, build_algorithm(config, DataFacts((1, 28, 28))), World(), tmp_path)
+    assert values["distance_images/digits/normal"] == values["distance_images/digits/data"] == TEST
+    extractor, _ = make(config.evaluate, torch.device("cpu"))
+
+    def features(split: str, blur: bool) -> Tensor:
+        images = np.array(open_split(digits / split).images)
+        chosen = images[[i for i in range(len(images)) if (i + 1) * TEST // len(images) > i * TEST // len(images)]]
+        if blur:
+            smooth = gaussian_filter(chosen.astype(np.float64), (0, 1, 1, 0), mode="mirror", truncate=3)
+            chosen = smooth.round().astype(np.uint8)
+        return extractor(torch.from_numpy(chosen).permute(0, 3, 1, 2))[0]
+
+    for metric, blur in (("fid", False), ("fid_blurred", True)):
+        expected = frechet(features("test", blur), features("train", blur))
+        assert values[f"{metric}/digits/data"] == pytest.approx(expected, rel=0.1), metric  # of nearly singular ones
+    assert values["mind/digits/data"] == pytest.approx(
+        sliced(features("test", False), features("train", False)), rel=0.05
+    )
+
+
+def test_precision_and_recall_are_shares_within_the_third_neighbour() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(30, 3, generator=generator), torch.randn(20, 3, generator=generator) + 0.7
+
+    def inside(points: Tensor, of: Tensor) -> float:
+        radii = [sorted(float((a - b).norm()) for b in of)[3] for a in of]
+        return sum(any(float((p - a).norm()) <= r for a, r in zip(of, radii, strict=True)) for p in points) / len(
+            points
+        )
+
+    nothing = torch.empty(0)
+    fakes, reals = (Features(rows, nothing, rows[:, :2], torch.ones(len(rows))) for rows in (fake, real))
+    found = measure(fakes, reals)
+    assert found["distance_images"] == 20
+    assert found["precision"] == pytest.approx(inside(fake, real[:20]))
+    assert found["recall"] == pytest.approx(inside(real[:20], fake))
+
+
+def test_distances_of_gaussians_that_differ_in_their_mean() -> None:
+    rows = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    moved = rows + torch.arange(16) / 8
+    expected = float((torch.arange(16) / 8).square().sum())
+    assert frechet(moved, rows) == pytest.approx(expected, rel=1e-4)
+    assert sliced(moved, rows) == pytest.approx(expected, rel=0.1)
+    assert sliced(rows, rows) == 0
+
+
+def test_sharpness_is_the_variance_of_the_laplacian() -> None:
+    images = torch.randint(0, 256, (2, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for image, found in zip(images.double() / 255, laplacian(images), strict=True):
+        grey = image.mean(0)
+        values = [
+            grey[i - 1, j] + grey[i + 1, j] + grey[i, j - 1] + grey[i, j + 1] - 4 * grey[i, j]
+            for i in range(1, 5) for j in range(1, 4)
+        ]  # fmt: skip
+        assert float(found) == pytest.approx(float(torch.stack(values).var()), rel=1e-5)
 
 
 def on_every_rank(config: Config, cache: Path) -> dict[str, float]:

@@ -14,12 +14,12 @@ from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
 from dtrain.evaluate import conditional
 from dtrain.evaluate.evaluation import Evaluation
-from dtrain.evaluate.heldout import held_out
+from dtrain.evaluate.heldout import held_out, use_of_the_deepest
 from dtrain.evaluate.hue_match import hue_match, words_asked_for
 from dtrain.evaluate.transport import names, transport_numbers
 from dtrain.faults import Interrupted
 
-FIDELITY = ("isc", "isc_std", "fid", "kid")
+FIDELITY = (*("isc", "isc_std", "fid", "kid", "mind", "precision", "recall", "sharpness", "distance_images"),)
 
 
 def fidelity(evaluation: Evaluation) -> dict[str, float]:
@@ -33,6 +33,7 @@ def fidelity(evaluation: Evaluation) -> dict[str, float]:
 
 MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (
     held_out,
+    use_of_the_deepest,
     fidelity,
     transport_numbers,
     conditional.categories,
@@ -80,7 +81,7 @@ class Evaluator:
         evaluation = replace(self.evaluation, heldout=FirstBatch(self.evaluation.heldout))
         model = type(evaluation.algorithm).__name__
         try:
-            metrics = set(held_out(evaluation))
+            metrics = set(held_out(evaluation)) | set(use_of_the_deepest(evaluation))
             shapes = _sampled(evaluation) if evaluation.algorithm.levels else {}
         except (ShardError, Interrupted):
             raise
@@ -95,7 +96,8 @@ class Evaluator:
             metrics |= {f"hue_match/{k}" for k in (*shapes, "data")}
         if self.evaluation.settings.fidelity:
             for k in (*shapes, "data"):
-                families = (*FIDELITY, *conditional.families(evaluation, k))
+                blurred = ("fid_blurred",) if self.evaluation.settings.blurred else ()
+                families = (*FIDELITY, *blurred, *conditional.families(evaluation, k))
                 metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families}
         return metrics
 

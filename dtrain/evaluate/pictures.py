@@ -13,6 +13,7 @@ from dtrain.evaluate.curves import curves
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.grids import grid, neighbours
 from dtrain.evaluate.manipulation import directions, moved
+from dtrain.evaluate.nearest import nearest
 from dtrain.evaluate.pages import Figures, coloured, pixels, plt, show, tile
 from dtrain.evaluate.potentials import matched, surface
 from dtrain.evaluate.text import of_sentence
@@ -33,10 +34,10 @@ def samples(evaluation: Evaluation) -> Figures:
 
 
 def reconstructions(evaluation: Evaluation) -> Figures:
-    """Of held-out data, and the data."""
+    """Of held-out data, the deepest first, and the data."""
     x = evaluation.first[0][: evaluation.settings.rows]
-    rows = [*evaluation.algorithm.reconstructions(x).items(), ("data", x)]
-    pages = [(name, tile(pixels(evaluation, r), len(x))) for name, r in rows]
+    rows = {"data": x, **evaluation.algorithm.reconstructions(x)}
+    pages = [(name, tile(pixels(evaluation, r), len(x))) for name, r in reversed(rows.items())]
     return {"reconstructions": show(pages, "Reconstructions of held-out data")}
 
 
@@ -106,7 +107,7 @@ def latents(evaluation: Evaluation) -> Figures:
     assert x is not None
     colours = coloured(labels)
     figure, axes = plt.subplots(1, algorithm.levels, figsize=(3.2 * algorithm.levels, 3.6), squeeze=False)
-    parts = [[z.flatten(1).double().cpu() for z in algorithm.encode_levels(part)] for part in x.split(CHUNK)]
+    parts = [[z.flatten(1).double().cpu() for z, _ in algorithm.posteriors(part)] for part in x.split(CHUNK)]
     for level, (ax, codes) in enumerate(zip(axes[0], zip(*parts, strict=True), strict=True), start=1):
         z = torch.cat(codes)
         dims = z.shape[1]
@@ -145,6 +146,7 @@ def _umap(z: Tensor) -> Points:
 Pictures = tuple[Callable[[Evaluation], Figures], ...]
 OF_IMAGES: Pictures = (
     samples,
+    nearest,
     reconstructions,
     interpolation,
     paths,

@@ -154,9 +154,9 @@ class Algorithm(nn.Module):
         """Images [B, C, H, W] to the code of a level, [B, ...]; the mean where the encoder is stochastic."""
         raise NotImplementedError
 
-    def encode_levels(self, x: Tensor) -> Iterator[Tensor]:
-        """The codes of level 1, 2, … up to the deepest, one after the other."""
-        return (self.encode(x, level) for level in range(1, self.levels + 1))
+    def posteriors(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Mean and variance of the codes of level 1, 2, … up to the deepest; None of a deterministic encoder."""
+        return ((self.encode(x, level), None) for level in range(1, self.levels + 1))
 
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         """Codes of a level to images, by means."""
@@ -168,6 +168,13 @@ class Algorithm(nn.Module):
         condition: [B] labels or [B, E] embeddings, where the algorithm has a condition.
         """
         raise NotImplementedError
+
+    def chain(self, deepest: Noise, noise: Noise) -> Tensor | None:
+        """Codes of level 1 drawn down a chain of stochastic decoders, where there is one: [B, ...].
+
+        deepest: where z_N comes from. noise: where all that the decoders add comes from.
+        """
+        return None
 
     def grid(self, side: int) -> Tensor | None:
         """A square of side x side codes of the deepest level that is worth a picture, row by row, if there is one."""
@@ -182,6 +189,5 @@ class Algorithm(nn.Module):
         return self.decode(self.encode(x, level), level)
 
     def reconstructions(self, x: Tensor) -> dict[str, Tensor]:
-        """Every reconstruction of x that is worth a picture, by its caption; the deepest first."""
-        levels = reversed(range(1, self.levels + 1))
-        return {f"encoded up to level {i}, decoded down": self.reconstruct(x, i) for i in levels}
+        """Every reconstruction of x by its name: from the code of each level, decoded down."""
+        return {f"level{i}": self.decode(z, i) for i, (z, _) in enumerate(self.posteriors(x), start=1)}

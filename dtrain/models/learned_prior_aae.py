@@ -221,8 +221,16 @@ class LearnedPriorAAE(Algorithm):
 
     def code(self, batch: Batch) -> Tensor:
         """enc(x); a draw around it where the encoder is Gaussian."""
-        mean, *raw = self.encoder(self.padded(batch.x)).chunk(1 + self.gaussian_encoder, dim=1)
-        return draw(mean, variance_of(raw[0]), batch.noise, "code") if raw else mean
+        mean, variance = self.posterior(batch.x)
+        return mean if variance is None else draw(mean, variance, batch.noise, "code")
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and, of a Gaussian encoder, variance of the codes of images."""
+        mean, *raw = self.encoder(self.padded(x)).chunk(1 + self.gaussian_encoder, dim=1)
+        return mean, variance_of(raw[0]) if raw else None
+
+    def posteriors(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        yield self.posterior(x)
 
     def padded(self, x: Tensor) -> Tensor:
         """Images in the networks' size."""
@@ -233,8 +241,7 @@ class LearnedPriorAAE(Algorithm):
         return {"x": squared_error(self.reconstruct(batch.x), batch.x)}
 
     def encode(self, x: Tensor, level: int = 1) -> Tensor:
-        mean, *_ = self.encoder(self.padded(x)).chunk(1 + self.gaussian_encoder, dim=1)
-        return mean
+        return self.posterior(x)[0]
 
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         return F.pad(self.decoder(z), [-self.margin] * 4)

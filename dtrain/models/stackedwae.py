@@ -194,13 +194,14 @@ class StackedWAE(Algorithm):
         return self.objective(batch)
 
     def encode(self, x: Tensor, level: int = 1) -> Tensor:
-        *_, z = islice(self.encode_levels(x), level)
+        *_, (z, _) = islice(self.posteriors(x), level)
         return z
 
-    def encode_levels(self, x: Tensor) -> Iterator[Tensor]:
+    def posteriors(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Each level's, given the mean of the one before."""
         for encoder in self.encoders:
-            x, _ = encoder(x)
-            yield x
+            x, variance = encoder(x)
+            yield x, variance
 
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         for decoder in reversed(self.decoders[1:level]):
@@ -211,16 +212,16 @@ class StackedWAE(Algorithm):
         """z_N from its prior N(0, prior_scale^2 I)."""
         return self.prior_scale * noise.normal("prior", *self.shapes[-1])
 
-    def sample_codes(self, noise: Noise) -> Tensor:
+    def chain(self, deepest: Noise, noise: Noise) -> Tensor:
         """z_1 of the generative model: z_N from the prior, then z_{i-1} ~ p(z_{i-1} | z_i) down the chain (Eq. 1)."""
-        z = self.draw_deepest(noise)
+        z = self.draw_deepest(deepest)
         for i in range(self.levels - 1, 0, -1):
             mean, variance = self.decoders[i](z)
             z = draw(mean, variance, noise, f"decode{i}")
         return z
 
     def priors(self, condition: Tensor | None = None) -> dict[str, Prior]:
-        return {"chain": self.sample_codes}
+        return {"chain": lambda noise: self.chain(noise, noise)}
 
     def grid(self, side: int) -> Tensor | None:
         """From -2 to 2 standard deviations of the prior: to the right the first coordinate, upwards the second."""
@@ -261,6 +262,6 @@ class HierarchicalWAE(StackedWAE):
         """Eq. 8: c(x, x_hat) through z_1, and the MMD between its codes and the z_1 of the generative model."""
         mean, variance = self.encoders[0](batch.x)
         z = draw(mean, variance, batch.noise, "z1")
-        learned = self.sample_codes(batch.noise)
+        learned = self.chain(batch.noise, batch.noise)
         mmd = imq_mmd(self.gather(z), self.gather(learned), self.prior_scale)
         return {"x": squared_cost(batch.x, self.decoders[0](z)), "mmd": self.lambda_match * mmd}

@@ -80,6 +80,9 @@ class VAE(Algorithm):
         mean, _ = self.posterior(x)
         return mean
 
+    def posteriors(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        yield self.posterior(x)
+
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
         return self.decoder(z)
 
