@@ -25,7 +25,7 @@ from torch import nn
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm
-from dtrain.config import Config
+from dtrain.config import Config, HeldOut
 from dtrain.data.batch import Batch
 from dtrain.faults import StopSignal
 from dtrain.models.base import Algorithm, DataFacts, Site, Terms, Update
@@ -75,10 +75,10 @@ class NoEvaluation:
     def rehearse(self) -> set[str]:
         return set()
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, split: HeldOut) -> dict[str, float]:
         return {}
 
-    def draw(self) -> None:
+    def draw(self, split: HeldOut) -> None:
         """No pictures."""
 
 

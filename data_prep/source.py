@@ -41,17 +41,18 @@ class Source:
     def __len__(self) -> int:
         return len(self.names)
 
-    def part(self, begin: int, end: int) -> Source:
-        """Samples begin .. end-1."""
+    def part(self, rows: npt.NDArray[np.int64]) -> Source:
+        """The samples of these rows, in their order."""
+        place = {int(row): i for i, row in enumerate(rows)}
         return replace(
             self,
-            names=self.names[begin:end],
-            read=partial(_read_shifted, self.read, begin),
-            arrays={name: a[begin:end] for name, a in self.arrays.items()},
-            captions=None if self.captions is None else self.captions[begin:end],
-            broken={i - begin: why for i, why in self.broken.items() if begin <= i < end},
+            names=[self.names[row] for row in rows],
+            read=partial(_read_row, self.read, rows),
+            arrays={name: a[rows] for name, a in self.arrays.items()},
+            captions=None if self.captions is None else [self.captions[row] for row in rows],
+            broken={place[row]: why for row, why in self.broken.items() if row in place},
         )
 
 
-def _read_shifted(read: Callable[[int], Pixels], begin: int, sample: int) -> Pixels:
-    return read(begin + sample)
+def _read_row(read: Callable[[int], Pixels], rows: npt.NDArray[np.int64], sample: int) -> Pixels:
+    return read(int(rows[sample]))

@@ -1,4 +1,7 @@
-"""SVHN, cropped digits: train_32x32.mat + extra_32x32.mat as one training split, test_32x32.mat; label 10 is 0."""
+"""SVHN, cropped digits: train_32x32.mat + extra_32x32.mat as one training split, test_32x32.mat; label 10 is 0.
+
+The validation split is the last of train_32x32.mat, whose digits are as hard as the test split's; extra's are easier.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy.typing as npt
 
 from data_prep.arrays import array_source, whole_numbers
 from data_prep.files import WHOLE_LIMIT, described, find
+from data_prep.holdout import validation_size
 from data_prep.mat import load_mat
 from data_prep.source import Pixels, Source, SourceError
 
@@ -37,7 +41,11 @@ def splits(source: Path, size: int | None) -> dict[str, Source]:
     held_out = _read(test)
     classes = {"class_names": [str(c) for c in range(10)]}
     about = {"files": described(train, extra), "parts": {"train": len(parts[0][1]), "extra": len(parts[1][1])}}
+    whole, end = array_source(images, labels, {**about, **classes}, size, "train+extra"), len(parts[0][1])
+    rows = np.arange(len(whole))
+    valid = (rows >= end - validation_size(end)) & (rows < end)
     return {
-        "train": array_source(images, labels, {**about, **classes}, size, "train+extra"),
+        "train": whole.part(rows[~valid]),
+        "valid": whole.part(rows[valid]),
         "test": array_source(*held_out, {"files": described(test), **classes}, size, "test"),
     }

@@ -20,19 +20,21 @@ from dtrain.tensors import digest
 from dtrain.world import World
 
 
-def open_data(config: Config) -> tuple[Split, Split]:
-    """The training and the held-out split. ConfigError naming the command that prepares them."""
+def open_data(config: Config) -> tuple[Split, Split, Split]:
+    """The training, validation and test split. ConfigError naming the command that prepares them."""
     data = config.data
+    if (data.path / data.train).is_dir() and not (data.path / data.valid).is_dir():
+        raise ConfigError(f"data.path={data.path}: has no {data.valid} split; prepare it again with: {data.prepare}")
     try:
-        splits = open_split(data.path / data.train), open_split(data.path / data.test)
+        train, valid, test = (open_split(data.path / split) for split in (data.train, data.valid, data.test))
     except ShardError as e:
         raise ConfigError(f"data.path={data.path}: {e}\n  prepare the shards with: {data.prepare}") from e
-    for split in splits:
+    for split in (train, valid, test):
         if split.image_shape != data.image_shape:
             raise ConfigError(
                 f"data.image_shape={list(data.image_shape)}: the images in {split.path} are {list(split.image_shape)}"
             )
-    return splits
+    return train, valid, test
 
 
 def facts(split: Split) -> DataFacts:
@@ -101,9 +103,9 @@ def _check_batch(trainer: TrainerConfig, algorithm: Algorithm) -> None:
 
 
 def build_loaders(
-    config: Config, algorithm: Algorithm, splits: tuple[Split, Split], world: World
-) -> tuple[Loader, Loader]:
-    """The training and the held-out loader of this rank."""
+    config: Config, algorithm: Algorithm, splits: tuple[Split, Split, Split], world: World
+) -> tuple[Loader, Loader, Loader]:
+    """The training, validation and test loader of this rank."""
     options = dict(config.loader)
     name = options.pop("name")
     trainer, range_, seed = config.trainer, algorithm.value_range, config.seed
@@ -112,7 +114,8 @@ def build_loaders(
         world=world.size, device=world.device, **options,
     )  # fmt: skip
     try:
-        return build(split=splits[0], flip=config.data.flip), build(split=splits[1])
+        train, valid, test = splits
+        return build(split=train, flip=config.data.flip), build(split=valid), build(split=test)
     except (ValueError, TypeError, ImportError, ShardError) as e:
         raise ConfigError(f"loader: {e}") from e
 

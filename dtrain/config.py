@@ -22,6 +22,7 @@ LONGEST_TEXT = 500  # characters of a sentence: the encoder reads little more
 M = TypeVar("M", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+HeldOut = Literal["valid", "test"]  # splits
 
 
 class ConfigError(Exception):
@@ -64,6 +65,7 @@ class DataConfig(_Section):
     name: str
     path: Path
     train: str
+    valid: str
     test: str
     flip: bool
     image_shape: tuple[Positive, Positive, Positive]
@@ -185,6 +187,7 @@ def _sentence(text: str) -> str:
 
 
 class EvaluateConfig(_Section):
+    split: HeldOut
     samples: Positive
     rows: Positive
     grid: Positive

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from dtrain.config import HeldOut
 from dtrain.metrics import better
 
 
@@ -14,11 +15,11 @@ class Evaluator(Protocol):
     def rehearse(self) -> set[str]:
         """The metrics that there will be, once one batch could be evaluated; ConfigError if it could not."""
 
-    def measure(self) -> dict[str, float]:
-        """Held-out numbers by metric, the same on every rank. Interrupted if all ranks agree to stop."""
+    def measure(self, split: HeldOut) -> dict[str, float]:
+        """Numbers of a held-out split by metric, the same on every rank. Interrupted if all ranks agree to stop."""
 
-    def draw(self) -> None:
-        """Pictures into the run's images/."""
+    def draw(self, split: HeldOut) -> None:
+        """Pictures, with those of a held-out split, into the run's images/."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dtrain.config import HeldOut
 from dtrain.files import append_line, drop_after, write_json
 from dtrain.metrics import member, table
 
@@ -77,12 +78,12 @@ class Log:
                 f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
             )
 
-    def evaluation(self, step: int, values: dict[str, float], epoch: float) -> None:
+    def evaluation(self, step: int, split: HeldOut, values: dict[str, float], epoch: float) -> None:
         """One evaluation."""
         if self.main:
-            self._write("evaluation", step, values, epoch=epoch)
+            self._write("evaluation", step, values, f"{split}/", split=split, epoch=epoch)
             alone = "  ".join(f"{k} {v:.5g}" for k, v in values.items() if not member(k))
-            self.line(f"held out at step {step}: {alone}")
+            self.line(f"{split} split at step {step}: {alone}")
             for row in table(values):
                 self.line(row)
 
@@ -109,14 +110,13 @@ class Log:
                 self._said.add(str(e))
                 self.line(f"not logged, training goes on: {e}")
 
-    def _write(self, kind: str, step: int, values: dict[str, float], **facts: float) -> None:
+    def _write(self, kind: str, step: int, values: dict[str, float], prefix: str = "", **facts: float | str) -> None:
         finite = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}  # JSON has no NaN
         line = {"kind": kind, "step": step, "time": time.time(), **facts, **finite}
         with self._writing():
             append_line(self.run_dir / "metrics.jsonl", line)
         if self._board is None:
             return
-        prefix = "" if kind == "train" else f"{kind}/"
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         # One event for all of them: add_scalar would wake the writing thread for each.

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,11 @@ def run(config: Config, yaml: str) -> int:
         )
     try:
         stop = StopSignal(world)
-        train, test = build_loaders(config, algorithm, splits, world)
+        train, valid, test = build_loaders(config, algorithm, splits, world)
         site = build_site(config, algorithm, train, world, folder, stop)
-        evaluation = Evaluation(algorithm, site, test, config.evaluate, config.run.root / "statistics")
-        trainer = Trainer(config, algorithm, site, stop, Evaluator(evaluation))
+        evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
+        evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
+        trainer = Trainer(config, algorithm, site, stop, evaluator)
         trainer.rehearse()
         with _held(folder, world):
             _open_folder(folder, yaml, images, world)

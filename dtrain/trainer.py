@@ -6,7 +6,7 @@ import torch
 
 from dtrain import tensors
 from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys
-from dtrain.config import Config, ConfigError, of_stage
+from dtrain.config import Config, ConfigError, HeldOut, of_stage
 from dtrain.distributed import average_buffers, distribute
 from dtrain.faults import Interrupted, NonFinite, StopSignal, explain
 from dtrain.files import STOPPED
@@ -71,7 +71,7 @@ class Trainer:
                 raise ConfigError(f"trainer.checkpoint.best={metric}: the metrics are {', '.join(sorted(known))}")
 
     def fit(self) -> int:
-        """Runs to the end: 0 when finished, STOPPED when asked to stop. Evaluates and draws at the end."""
+        """Runs to the end, and evaluates there on both splits: 0 when finished, STOPPED when asked to stop."""
         try:
             self.begin()
             self._train_stage()
@@ -137,8 +137,7 @@ class Trainer:
     def _train_stage(self) -> None:
         """Steps to the stage's length, or until its patience is over, when its best weights are its result."""
         if self.judge.due:
-            value = self._judge()
-            self.saved = None  # its checkpoint is without the metric
+            value, self.saved = self._judge(), None  # its checkpoint is without the metric
             self._save_judged(value)
         while self.step - self.begun < self.stages[self.number][1] and not self.judge.out_of_patience:
             self.advance()
@@ -179,7 +178,7 @@ class Trainer:
                 self._save_judged(value)
         self.log.beat(self.step)
 
-    def evaluate(self, finished: bool) -> None:
+    def evaluate(self, split: HeldOut, finished: bool) -> None:
         """Evaluates and draws the newest checkpoint, or a finished run's result. ConfigError if there is none."""
         found = self._restore()
         if finished and self.judge.patience:
@@ -187,7 +186,7 @@ class Trainer:
         if not found:
             raise ConfigError(f"{self.site.folder} has no checkpoint that verifies: there is nothing to evaluate yet")
         self.log.start(self.step)
-        self._evaluate(pictures=True)
+        self._evaluate(split, pictures=True)
         self.log.line(f"pictures in {self.site.folder / 'images'}")
         self.log.close()
 
@@ -243,7 +242,7 @@ class Trainer:
     def _judge(self) -> float | None:
         """Evaluates; the judge's metric if it is better than ever before in this stage."""
         self.judge.due = True
-        values = self._evaluate(pictures=False)
+        values = self._evaluate("valid")
         self.judge.due = False
         return self.judge.judge(values)
 
@@ -298,23 +297,24 @@ class Trainer:
         self.judge.restore(info["judged"])
         return True
 
-    def _evaluate(self, pictures: bool) -> dict[str, float]:
+    def _evaluate(self, split: HeldOut, pictures: bool = False) -> dict[str, float]:
         """Evaluates with the averaged weights."""
         average_buffers(self.algorithm, self.world)
         training = self.algorithm.training
         self.algorithm.eval()
         try:
             with self.updater.averaged(), torch.no_grad():
-                values = self.evaluation.measure()
-                self.log.evaluation(self.step, values, self.images / len(self.site.train))
+                values = self.evaluation.measure(split)
+                self.log.evaluation(self.step, split, values, self.images / len(self.site.train))
                 if pictures:
-                    self.evaluation.draw()
+                    self.evaluation.draw(split)
         finally:
             self.algorithm.train(training)
         return values
 
     def _finish(self) -> None:
-        self._evaluate(pictures=True)
+        self._evaluate("valid")
+        self._evaluate("test", pictures=True)  # what nothing was selected by
         self.checkpoints.tidy()  # what a refused removal has left
         self.log.beat(self.step, state="finished", eta_s=0.0)
         self.log.line(f"finished: pictures and numbers in {self.site.folder}")

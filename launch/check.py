@@ -77,7 +77,7 @@ def _build_error(content: dict[str, object]) -> str | None:
 
     try:
         config = read(OmegaConf.create(content))
-        train, _ = open_data(config)
+        train, _, _ = open_data(config)
         check(config.evaluate, train)
         with torch.device("meta"):  # shapes without memory
             algorithm = build_algorithm(config, facts(train))
@@ -90,7 +90,7 @@ def _build_error(content: dict[str, object]) -> str | None:
 def _key(config: Config) -> str:
     """A digest of all that the answer depends on, but for the code."""
     data = config.data
-    files = [data.path / split / "manifest.json" for split in (data.train, data.test)]
+    files = [data.path / split / "manifest.json" for split in (data.train, data.valid, data.test)]
     files += paths(config.evaluate).values()
     content = config.model_dump_json(exclude={"seed", "run", "loader"})
     parts = [content, *(str(f.stat().st_mtime_ns) if f.exists() else "missing" for f in files)]

@@ -1,7 +1,7 @@
 """python launch/collect.py SWEEP: a sweep's results as results.csv, results.md and heatmap.png, best point first.
 
-Works while the sweep still runs, and says which points are missing. dtrain/metrics.py knows which way each metric is
-better.
+Points are judged by the validation split; the test split's numbers stand beside them as test/<metric>. Works while
+the sweep still runs, and says which points are missing. dtrain/metrics.py knows which way each metric is better.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import html
+import math
 import statistics
 import sys
 from collections import Counter
@@ -26,15 +27,19 @@ from launch.standing import State, states
 from launch.store import SweepFolder
 from launch.table import number
 
-_NOT_METRICS = ("kind", "step", "time", "epoch")
+_NOT_METRICS = ("kind", "step", "time", "split", "epoch")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A point and its numbers: the last evaluation of its run, {} if there is none yet."""
+    """A point and the numbers of its result, {} if there is none yet.
+
+    metrics: on the validation split, which all is judged by. test: on the test split.
+    """
 
     state: State
     metrics: dict[str, float]
+    test: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -92,12 +97,19 @@ def read_rows(sweep: SweepFolder) -> list[Row]:
     for state in states(sweep.points):
         lines = [m for m in read_lines(state.entry.run / "metrics.jsonl") if m.get("kind") == "evaluation"]
         # An evaluation in mid-training is no result.
-        result: dict[str, Any] = {}
-        for line in lines if state.name == "finished" else []:
-            result |= line if line.get("step") == lines[-1].get("step") else {}
-        numbers = {k: _number(v) for k, v in result.items() if k not in _NOT_METRICS}
-        rows.append(Row(state, {k: v for k, v in numbers.items() if v is not None}))
+        lines = [m for m in lines if state.name == "finished" and m.get("step") == lines[-1].get("step")]
+        valid, test = (_numbers([m for m in lines if m.get("split") == split]) for split in ("valid", "test"))
+        rows.append(Row(state, valid, test))
     return rows
+
+
+def _numbers(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """The metrics of evaluations of the same weights on one split."""
+    result: dict[str, Any] = {}
+    for line in lines:
+        result |= line
+    numbers = {k: _number(v) for k, v in result.items() if k not in _NOT_METRICS}
+    return {k: v for k, v in numbers.items() if v is not None}
 
 
 def _number(value: Any) -> float | None:
@@ -138,12 +150,13 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
         keys = list(groups[0].values)
         others = [m for m in groups[0].rows[0].metrics if m != objective]
         seeds = any(len(g.rows) > 1 for g in groups)
-        head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others]
+        head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others, f"test/{objective}"]
         lines += ["| " + " | ".join(map(plain, head)) + " |", "|" + "--|" * len(head)]
         for g in groups:
             score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
-            rest = [f"{statistics.fmean(r.metrics.get(m, float('nan')) for r in g.rows):.4g}" for m in others]
-            lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest]) + " |")
+            rest = [_mean([r.metrics for r in g.rows], m) for m in others]
+            test = _mean([r.test for r in g.rows], objective)
+            lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest, test]) + " |")
         best = ", ".join(f"{plain(k)}={plain(v)}" for k, v in groups[0].values.items()) or "all seeds"
         runs = " ".join(plain(r.state.entry.run) for r in groups[0].rows)
         lines += ["", f"best of {len(groups)} by {objective}: {best} ({groups[0].mean:.6g}) in {runs}"]
@@ -158,15 +171,21 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def _mean(numbers: list[dict[str, float]], metric: str) -> str:
+    return f"{statistics.fmean(n.get(metric, math.nan) for n in numbers):.4g}"
+
+
 def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
-    metrics = sorted({m for r in rows for m in r.metrics})
+    metrics, tested = sorted({m for r in rows for m in r.metrics}), sorted({m for r in rows for m in r.test})
     with path.open("w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(["index", *sweep.keys, "state", "step", "restarts", *metrics, "run"])
+        writer.writerow(
+            ["index", *sweep.keys, "state", "step", "restarts", *metrics, *(f"test/{m}" for m in tested), "run"]
+        )
         for row in rows:
             e, status = row.state.entry, row.state.status
             facts = [row.state.name, status.get("step", 0), row.state.restarts]
-            numbers = [row.metrics.get(m, "") for m in metrics]
+            numbers = [*(row.metrics.get(m, "") for m in metrics), *(row.test.get(m, "") for m in tested)]
             writer.writerow([e.index, *(e.values[k] for k in sweep.keys), *facts, *numbers, e.run])
 
 

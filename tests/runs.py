@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_shards(folder: Path, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> None:
-    """Noise: 96 images to train on, 20 held out."""
+    """Noise: 96 images to train on, 20 to validate, 20 to test."""
     rng = np.random.default_rng(seed)
-    for split, count in (("train", 96), ("test", 20)):
+    for split, count in (("train", 96), ("test", 20), ("valid", 20)):
         images = rng.integers(0, 256, (count, *shape[1:], shape[0]), dtype=np.uint8)
         write_split(folder / split, array_source(images, rng.integers(0, 10, count), {"what": "noise"}, None, split))
 
@@ -79,6 +79,10 @@ def call(*arguments: str | Path, world: int = 1, cwd: Path = ROOT) -> subprocess
 def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
+
+
+def evaluations(run_dir: Path, split: str = "valid") -> list[dict[str, Any]]:
+    return [line for line in metrics(run_dir, "evaluation") if line["split"] == split]
 
 
 def status(run_dir: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from dtrain.nets.dcgan import ImageEncoder
 from dtrain.trainer import Trainer
 from tests.harness import difference
 from tests.processes import launch
-from tests.runs import execute, final_weights, freeze, metrics, status, write_shards
+from tests.runs import evaluations, execute, final_weights, freeze, metrics, status, write_shards
 
 SHAPE = (1, 24, 24)
 LENGTHS = "{autoencoder: 8, potential: 10}"
@@ -104,14 +104,14 @@ def test_it_trains_encodes_once_and_maps_noise(whole: Path) -> None:
     assert found.shape == (96, 3)
     scale = final_weights(whole)["model.potential.scale"]
     assert float(scale) == pytest.approx(float(np.sqrt(found.var(0, ddof=1).mean())), rel=1e-5)
-    last = metrics(whole, "evaluation")[-1]
+    last = evaluations(whole)[-1]
     assert {f"w2/{k}" for k in ("mapped", "floor", "normal", "gaussian", "mixture")} <= last.keys()
     assert all(np.isfinite(v) for v in last.values() if isinstance(v, float))
     assert all(line["data_wait_s"] >= 0 for line in metrics(whole, "train")), "for solved problems too"
     drawn = {p.name for p in (whole / "images").glob("*.png")}
     assert {"samples.png", "between_samples.png", "matched.png"} <= drawn
     assert evaluate_run(read(load(whole / "config.yaml")), whole) == 0
-    again = metrics(whole, "evaluation")[-1]
+    again = evaluations(whole)[-1]
     assert {k: v for k, v in again.items() if "/" in k} == {k: v for k, v in last.items() if "/" in k}
 
 
@@ -166,7 +166,7 @@ def test_the_semidiscrete_potential_trains_in_a_stage_between(tmp_path: Path, fa
     assert launch(1, run_until, files[0], "dual", check=False) == ["died"]
     assert launch(1, execute, files[0]) == launch(1, execute, files[1]) == [0]
     assert difference(final_weights(run), final_weights(again)) == 0
-    last = metrics(run, "evaluation")[-1]
+    last = evaluations(run)[-1]
     assert last["marginal_error/floor"] == pytest.approx(0.126, abs=0.03), "of 10 noises a code"
     assert 0 < last["marginal_error/dual"] < 1
 

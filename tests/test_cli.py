@@ -15,7 +15,7 @@ from dtrain.checkpoint import steps
 from dtrain.config import run_dir
 from dtrain.run import emulated
 from tests.harness import LEVELS, SHAPE, difference
-from tests.runs import call, execute, final_weights, freeze, metrics, status
+from tests.runs import call, evaluations, execute, final_weights, freeze, metrics, status
 
 TINY = (LEVELS, f"data.image_shape={list(SHAPE)}", "trainer.batch_size=16")
 
@@ -85,7 +85,8 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
         "memory_mb",
     ):
         assert key in line, key
-    (held_out,) = metrics(run, "evaluation")
+    (held_out,), (tested,) = evaluations(run), evaluations(run, "test")
+    assert tested.keys() == held_out.keys() and tested["objective"] != held_out["objective"]
     assert held_out["objective"] == pytest.approx(sum(v for k, v in held_out.items() if k.startswith("objective/")))
     assert {"mse/level1", "mse/level2", "mse/level3"} <= held_out.keys()
     assert status(run)["state"] == "finished"
@@ -105,7 +106,7 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
     assert third.returncode == 0, third.stderr
     assert [line["step"] for line in metrics(run, "train")] == list(range(5, 41, 5))
     assert [line["restart"] for line in metrics(run, "start")] == [False, True]
-    assert metrics(run, "evaluation")[-1]["objective"] == pytest.approx(held_out["objective"], rel=1e-3)
+    assert evaluations(run)[-1]["objective"] == pytest.approx(held_out["objective"], rel=1e-3)
 
 
 def test_another_run_is_not_mixed_into_a_folder(tmp_path: Path, shards: Path) -> None:
@@ -150,15 +151,23 @@ def test_evaluation_at_any_time_and_with_other_settings(tmp_path: Path, shards: 
     run = tmp_path / "run"
     assert execute(freeze(run, shards)) == 0
     before = (run / "images" / "samples.png").read_bytes()
+    drawn = (run / "images" / "reconstructions.png").read_bytes()
     result = evaluate(run, "evaluate.samples=9", "evaluate.manipulate=[]")
     assert result.returncode == 0, result.stderr
+    assert "valid split at step 40: objective" in result.stdout
     assert (run / "images" / "samples.png").read_bytes() != before
     assert configs.load(run / "config.yaml").evaluate.samples == 4
-    first, second = metrics(run, "evaluation")
+    assert (run / "images" / "reconstructions.png").read_bytes() != drawn, "of the split that was measured"
+    first, tested, second = metrics(run, "evaluation")
+    assert [line["split"] for line in (first, tested, second)] == ["valid", "test", "valid"]
     assert second["objective"] == pytest.approx(first["objective"])
+    assert evaluate(run, "evaluate.split=test").returncode == 0
+    assert (run / "images" / "reconstructions.png").read_bytes() == drawn
+    assert [line["objective"] for line in evaluations(run, "test")] == pytest.approx([tested["objective"]] * 2)
     for folder, override, named in (
         (tmp_path / "no", "evaluate.samples=9", "config.yaml"),
-        (run, "evaluate.sample=9", "unknown key; allowed: samples"),
+        (run, "evaluate.sample=9", "unknown key; allowed: split, samples"),
+        (run, "evaluate.split=train", "evaluate.split='train': input should be 'valid' or 'test'"),
         (run, "seed=2", "only evaluate.<key>=<value>"),
     ):
         refused = evaluate(folder, override)

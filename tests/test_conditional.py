@@ -27,7 +27,7 @@ from dtrain.noise import Noise
 from dtrain.world import start
 from tests.harness import evaluation_of
 from tests.processes import launch
-from tests.runs import execute, freeze, metrics
+from tests.runs import evaluations, execute, freeze
 
 LABELS = np.random.default_rng(0).integers(0, 3, 20)
 FOUND = np.random.default_rng(1).integers(0, 4, 20)
@@ -123,7 +123,7 @@ def model(mode: str, code_dim: int) -> dict[str, Any]:
 def test_a_run_measures_and_draws_what_its_mode_has(
     mode: str, families: set[str], pictures: set[str], tmp_path: Path
 ) -> None:
-    for split, count in (("train", 32), ("test", 20)):
+    for split, count in (("train", 32), ("valid", 20), ("test", 20)):
         rng = np.random.default_rng(count)
         images, labels = rng.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8), np.arange(count) % 10
         write_split(tmp_path / split, array_source(images, labels, {"what": "noise"}, None, split))
@@ -135,7 +135,7 @@ def test_a_run_measures_and_draws_what_its_mode_has(
         f"run.root={tmp_path}", model=model(mode, 12),
     )  # fmt: skip
     assert execute(config) == 0
-    (line,) = metrics(run, "evaluation")
+    (line,) = evaluations(run)
     members = {key for key in line if key.partition("/")[0] in ("accuracy", "purity", "nmi")}
     assert {key.partition("/")[0] for key in members} == families
     assert ("accuracy/digits/learned" in line) == ("accuracy" in families) and "accuracy/digits/data" not in line

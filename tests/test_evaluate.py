@@ -252,7 +252,7 @@ class Unbuilt(Conditional):
 
 def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for split in ("train", "test"):
+    for split in ("train", "valid", "test"):
         images, labels = rng.integers(0, 256, (16, 24, 24, 1), dtype=np.uint8), rng.integers(0, 2, 16)
         facts = {"what": "noise", "class_names": ["even", "odd"]}
         write_split(tmp_path / "shards" / split, array_source(images, labels, facts, None, split))

@@ -96,7 +96,7 @@ def test_a_full_disk_ends_neither_the_log_nor_its_lines(small_disk: Path, capsys
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"0" * shutil.disk_usage(small_disk).free)
     for step in range(2, 200):
-        log.evaluation(step, {f"mse/level{i}": 0.1 for i in range(10)}, epoch=1.0)
+        log.evaluation(step, "valid", {f"mse/level{i}": 0.1 for i in range(10)}, epoch=1.0)
         log.beat(step, state="running")
     ballast.unlink()
     log.event(200, "checkpoint", "after")

@@ -236,12 +236,13 @@ def test_a_batch_of_one_is_refused(tmp_path: Path, shards: Path) -> None:
         execute(freeze(tmp_path / "run", shards, "trainer.batch_size=1"))
 
 
-def test_a_held_out_split_of_one_image_is_refused(tmp_path: Path) -> None:
-    for split, count in (("train", 32), ("test", 1)):
+@pytest.mark.parametrize("small", ["valid", "test"])
+def test_a_held_out_split_of_one_image_is_refused(tmp_path: Path, small: str) -> None:
+    for split, count in (("train", 32), ("valid", 32), ("test", 32), (small, 1)):
         images = np.zeros((count, 6, 6, 1), dtype=np.uint8)
         source = array_source(images, np.zeros(count, np.int64), {"what": "0"}, None, split)
         write_split(tmp_path / "one" / split, source)
-    with pytest.raises(ConfigError, match=r"cannot be evaluated on one batch.*at least 2 rows"):
+    with pytest.raises(ConfigError, match=rf"cannot be evaluated on one batch of .*{small}.*at least 2 rows"):
         execute(freeze(tmp_path / "run", tmp_path / "one"))
     assert not (tmp_path / "run").exists()
 

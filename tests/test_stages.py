@@ -20,7 +20,7 @@ from dtrain.files import STOPPED
 from dtrain.trainer import Trainer
 from tests.harness import difference
 from tests.processes import launch
-from tests.runs import execute, final_weights, freeze, metrics, status
+from tests.runs import evaluations, execute, final_weights, freeze, metrics, status
 from tests.stages import TwoStage
 
 LENGTHS = "trainer.max_steps={autoencoder: 12, generator: 14}"
@@ -164,13 +164,13 @@ def test_a_stage_that_ends_by_patience_leaves_its_best_weights_to_the_next(tmp_p
     boundary = metrics(run, "stage")[1]["step"]
     assert boundary < 12
     assert status(run)["step"] == boundary + 14, "the second stage has its whole length"
-    held = {line["step"]: line["objective"] for line in metrics(run, "evaluation")}
+    held = {line["step"]: line["objective"] for line in evaluations(run)}
     best = min((step for step in held if step <= boundary), key=lambda step: held[step])
     assert best == boundary - 4, "two evaluations without a better one"
     after = [value for step, value in held.items() if step > boundary]
     assert after == pytest.approx([held[best]] * len(after), rel=1e-5), "the second stage does not train them"
     assert evaluate_run(read(load(run / "config.yaml")), run) == 0
-    assert metrics(run, "evaluation")[-1]["step"] == boundary + 14
+    assert evaluations(run)[-1]["step"] == boundary + 14
     again = tmp_path / "again"
     other = configured(again, shards, *JUDGED)
     assert launch(1, run_until, other, "before the boundary's save", check=False) == ["died"]

@@ -10,20 +10,20 @@ import pytest
 
 from dtrain.checkpoint import read_seal, steps
 from dtrain.compose import compose, load, read
-from dtrain.config import ConfigError, signature
+from dtrain.config import ConfigError, HeldOut, signature
 from dtrain.evaluate.__main__ import evaluate_run
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.faults import Interrupted
 from dtrain.files import STOPPED
 from dtrain.trainer import Trainer
-from tests.runs import execute, freeze, metrics, status
+from tests.runs import evaluations, execute, freeze, status
 
 STILL = "optim.default.lr=1e-30"  # no weight moves, so that no evaluation is better than the first
 BEST = "trainer.checkpoint.best=objective"
 
 
 def evaluated(run: Path) -> list[int]:
-    return [line["step"] for line in metrics(run, "evaluation")]
+    return [line["step"] for line in evaluations(run)]
 
 
 def test_an_epoch_is_as_many_steps_as_it_has_batches(tmp_path: Path, shards: Path) -> None:
@@ -37,7 +37,7 @@ def test_patience_ends_the_training_and_the_best_weights_stay(tmp_path: Path, sh
     run = tmp_path / "run"
     assert execute(freeze(run, shards, STILL, BEST, "trainer.evaluate_every=5", "trainer.patience=2")) == 0
     assert evaluated(run) == [5, 10, 15, 5]
-    first, *_, last = metrics(run, "evaluation")
+    first, *_, last = evaluations(run)
     assert first["objective"] == last["objective"]
     assert (status(run)["state"], status(run)["step"]) == ("finished", 5)
     assert [int(p.name[5:]) for p in steps(run / "checkpoints")] == [5, 10, 15]
@@ -59,8 +59,8 @@ def test_nan_is_never_the_best_larger_may_be_better_and_another_metric_starts_an
     given = iter([math.nan, 7.0, math.nan, 6.0, 6.0, 1.0, 1.0, 1.0])
     evaluate = Evaluator.measure
 
-    def scripted(self: Evaluator) -> dict[str, float]:
-        return evaluate(self) | {"isc/score": next(given)}
+    def scripted(self: Evaluator, split: HeldOut) -> dict[str, float]:
+        return evaluate(self, split) | {"isc/score": next(given)}
 
     monkeypatch.setattr(Evaluator, "measure", scripted)
     known = Evaluator.rehearse
@@ -91,11 +91,11 @@ def test_evaluations_without_a_better_one_are_counted_over_a_restart(
     evaluate = Evaluator.measure
     calls = []
 
-    def interrupted(self: Evaluator) -> dict[str, float]:
+    def interrupted(self: Evaluator, split: HeldOut) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 3:
             raise Interrupted
-        return evaluate(self)
+        return evaluate(self, split)
 
     monkeypatch.setattr(Evaluator, "measure", interrupted)
     assert execute(file) == STOPPED
@@ -123,10 +123,10 @@ def test_what_a_refused_removal_has_left_does_not_outlive_the_run(
 ) -> None:
     evaluate = Trainer._evaluate
 
-    def leaving(self: Trainer, pictures: bool) -> dict[str, float]:
+    def leaving(self: Trainer, split: HeldOut, pictures: bool = False) -> dict[str, float]:
         newest = steps(self.checkpoints.folder)[-1]
         shutil.copytree(newest, newest.with_suffix(".replaced"), dirs_exist_ok=True)
-        return evaluate(self, pictures)
+        return evaluate(self, split, pictures)
 
     monkeypatch.setattr(Trainer, "_evaluate", leaving)
     run = tmp_path / "run"

@@ -118,7 +118,7 @@ def test_wrong_priors_are_refused(override: str, message: str) -> None:
 
 def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 24, 24, 1), dtype=np.uint8)
-    for split in ("train", "test"):
+    for split in ("train", "valid", "test"):
         source = array_source(images, np.zeros(32, np.int64), {"what": "noise"}, None, split)
         write_split(tmp_path / "shards" / split, source)
     model = {

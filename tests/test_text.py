@@ -29,7 +29,7 @@ from dtrain.models.base import DataFacts
 from dtrain.world import start
 from tests.harness import evaluation_of, make_config
 from tests.processes import launch
-from tests.runs import ROOT, execute, freeze, metrics
+from tests.runs import ROOT, evaluations, execute, freeze
 from tests.sentences import Deaf, Painter
 
 needs_encoder = pytest.mark.skipif(not installed(), reason="no sentence encoder")
@@ -45,6 +45,10 @@ def flowers(count: int, seed: int) -> Source:
     return from_templates(source, ["rose", "lily"])
 
 
+def all_flowers() -> dict[str, Source]:
+    return {"train": flowers(160, 0), "valid": flowers(40, 2), "test": flowers(40, 1)}
+
+
 def write(folder: Path, splits: dict[str, Source]) -> Path:
     for name, source in splits.items():
         write_split(folder / name, source)
@@ -53,15 +57,14 @@ def write(folder: Path, splits: dict[str, Source]) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 + 40 flowers with embeddings by the encoder."""
-    splits = {"train": flowers(160, 0), "test": flowers(40, 1)}
-    return write(tmp_path_factory.mktemp("embedded"), with_embeddings(splits))
+    """160 + 40 + 40 flowers with embeddings by the encoder."""
+    return write(tmp_path_factory.mktemp("embedded"), with_embeddings(all_flowers()))
 
 
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same flowers; the embeddings are their hues, from a file."""
-    folder, splits = tmp_path_factory.mktemp("foreign"), {"train": flowers(160, 0), "test": flowers(40, 1)}
+    folder, splits = tmp_path_factory.mktemp("foreign"), all_flowers()
     found = {}
     for name, source in splits.items():
         hues = np.stack([source.read(i)[0, 0] for i in range(len(source))]) / 255
@@ -88,7 +91,7 @@ def evaluate(run: Path, *overrides: str, module: str = "tests.sentences") -> sub
 @needs_encoder
 def test_a_sentence_is_drawn_and_swept_through_the_colours(tmp_path: Path, embedded: Path) -> None:
     run = trained(tmp_path / "run", embedded)
-    (first,) = metrics(run, "evaluation")
+    (first,) = evaluations(run)
     assert first["hue_match/data"] == 1.0 and first["hue_match/painted"] > 0.9
     assert first["hue_chance/painted"] < 0.5
     assert not (run / "images" / "text.png").exists()
@@ -174,7 +177,7 @@ def test_a_run_can_be_judged_by_its_hues(tmp_path: Path, foreign: Path) -> None:
     run = trained(
         tmp_path / "run", foreign, "trainer.checkpoint.best=hue_match/painted", "trainer.evaluate_every=100"
     )
-    assert metrics(run, "evaluation")[-1]["hue_match/painted"] > 0.9
+    assert evaluations(run)[-1]["hue_match/painted"] > 0.9
 
 
 def test_the_colour_word_of_a_sentence() -> None:

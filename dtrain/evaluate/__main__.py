@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -55,12 +56,13 @@ def evaluate_run(config: Config, folder: Path) -> int:
     check_text(config.evaluate, algorithm.condition, splits[0])
     world = start(config.trainer.device, config.trainer.timeout)
     try:
-        train, test = build_loaders(config, algorithm, splits, world)
+        train, valid, test = build_loaders(config, algorithm, splits, world)
         stop = StopSignal(world)
         site = build_site(config, algorithm, train, world, folder, stop)
-        evaluation = Evaluation(algorithm, site, test, config.evaluate, config.run.root / "statistics")
+        evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
+        evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
         finished = read_json(folder / "status.json").get("state") == "finished"
-        Trainer(config, algorithm, site, stop, Evaluator(evaluation)).evaluate(finished)
+        Trainer(config, algorithm, site, stop, evaluator).evaluate(config.evaluate.split, finished)
         return 0
     except Interrupted:
         return STOPPED

@@ -1,4 +1,4 @@
-"""The held-out metrics of a run against its epochs (000, Fig. 4)."""
+"""The validation metrics of a run against its epochs (000, Fig. 4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PANELS = ("objective", "mse", "isc", "fid", "kid", "hue_match")
 def curves(evaluation: Evaluation) -> dict[str, plt.Figure]:
     """A panel for each family in metrics.jsonl; nothing for a single evaluation. Stages follow one another."""
     lines = read_lines(evaluation.site.folder / "metrics.jsonl")
-    by_step = {line["step"]: line for line in lines if line["kind"] == "evaluation"}
+    by_step = {line["step"]: line for line in lines if line["kind"] == "evaluation" and line.get("split") == "valid"}
     found = [by_step[step] for step in sorted(by_step)]
     if len(found) < 2:
         return {}
@@ -32,7 +32,7 @@ def curves(evaluation: Evaluation) -> dict[str, plt.Figure]:
             ax.plot(epochs, [float(line.get(metric, "nan")) for line in found], marker=".", label=member(metric))
         ax.set(title=name, xlabel="epoch", yscale="log" if name in ("objective", "mse") else "linear")
         ax.legend(fontsize=8)
-    figure.suptitle("Held-out metrics")
+    figure.suptitle("Validation metrics")
     figure.tight_layout()
     return {"curves": figure}
 

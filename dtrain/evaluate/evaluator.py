@@ -8,7 +8,7 @@ from itertools import islice
 
 import torch
 
-from dtrain.config import ConfigError
+from dtrain.config import ConfigError, HeldOut
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
@@ -69,16 +69,28 @@ def _sampled(evaluation: Evaluation) -> dict[str, torch.Size]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Calls the lists, on every rank. The algorithm is in evaluation mode, and gradients are off."""
+    """Calls the lists, on every rank. The algorithm is in evaluation mode, and gradients are off.
 
-    evaluation: Evaluation
+    valid, test: the evaluations on the two held-out splits.
+    """
+
+    valid: Evaluation
+    test: Evaluation
+
+    def _on(self, split: HeldOut) -> Evaluation:
+        return self.valid if split == "valid" else self.test
 
     def rehearse(self) -> set[str]:
         """Measures and samples one batch, before anything is trained; the names of the metrics that there will be.
 
         ConfigError saying what of the algorithm's evaluation does not work.
         """
-        evaluation = replace(self.evaluation, heldout=FirstBatch(self.evaluation.heldout))
+        self._rehearse(self.test)
+        return self._rehearse(self.valid)
+
+    @staticmethod
+    def _rehearse(whole: Evaluation) -> set[str]:
+        evaluation = replace(whole, heldout=FirstBatch(whole.heldout))
         model = type(evaluation.algorithm).__name__
         try:
             metrics = set(held_out(evaluation)) | set(use_of_the_deepest(evaluation))
@@ -86,7 +98,8 @@ class Evaluator:
         except (ShardError, Interrupted):
             raise
         except Exception as e:  # whatever the algorithm's own code raises
-            raise ConfigError(f"{model} cannot be evaluated on one batch: {type(e).__name__}: {e}") from e
+            where = evaluation.heldout.split.path
+            raise ConfigError(f"{model} cannot be evaluated on one batch of {where}: {type(e).__name__}: {e}") from e
         wanted = (2, *evaluation.heldout.split.image_shape)
         wrong = [f"{k}: {tuple(shape)}" for k, shape in shapes.items() if tuple(shape) != wanted]
         if wrong:
@@ -94,29 +107,30 @@ class Evaluator:
         metrics |= names(evaluation.algorithm) | conditional.names(evaluation)
         if words_asked_for(evaluation) is not None:
             metrics |= {f"hue_match/{k}" for k in (*shapes, "data")}
-        if self.evaluation.settings.fidelity:
+        if evaluation.settings.fidelity:
             for k in (*shapes, "data"):
-                blurred = ("fid_blurred",) if self.evaluation.settings.blurred else ()
+                blurred = ("fid_blurred",) if evaluation.settings.blurred else ()
                 families = (*FIDELITY, *blurred, *conditional.families(evaluation, k))
-                metrics |= {f"{m}/{self.evaluation.settings.fidelity}/{k}" for m in families}
+                metrics |= {f"{m}/{evaluation.settings.fidelity}/{k}" for m in families}
         return metrics
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, split: HeldOut) -> dict[str, float]:
         """All numbers. Interrupted once all ranks agree to stop."""
         values: dict[str, float] = {}
         for measure in MEASURES:
-            values |= measure(self.evaluation)
+            values |= measure(self._on(split))
         return values
 
-    def draw(self) -> None:
+    def draw(self, split: HeldOut) -> None:
         """All pictures, into the run's images/: all ranks compute (sharded networks need it), rank 0 writes."""
         from dtrain.evaluate.pages import close  # loads matplotlib
         from dtrain.evaluate.pictures import OF_IMAGES, OF_RUNS
 
-        site = self.evaluation.site
-        for picture in (*OF_IMAGES, *OF_RUNS) if self.evaluation.algorithm.levels else OF_RUNS:
+        evaluation = self._on(split)
+        site = evaluation.site
+        for picture in (*OF_IMAGES, *OF_RUNS) if evaluation.algorithm.levels else OF_RUNS:
             site.poll()
-            for name, figure in picture(self.evaluation).items():
+            for name, figure in picture(evaluation).items():
                 if site.world.main:
                     folder = site.folder / "images"
                     folder.mkdir(parents=True, exist_ok=True)

@@ -203,7 +203,7 @@ HOSTILE: list[tuple[str, str, str, Damage]] = [  # data set, what is wrong, the 
     ("folder", "name not UTF-8", "\\udcff.png", odd_name(b"\xff.png")),
     ("folder", "name of two lines", "a\\nb.png", odd_name(b"a\nb.png")),
     ("folder", "too deep", "train/a/x/y.png", lambda f: ((f / "train/a/x").mkdir(), (f / "train/a/x/y.png").touch())),
-    ("folder", "no images", "/in", lambda f: (shutil.rmtree(f / "train"), shutil.rmtree(f / "test"))),
+    ("folder", "no images", "/in", lambda f: [shutil.rmtree(f / s) for s in ("train", "valid", "test")]),
     ("folder", "no folder", "/in", shutil.rmtree),
     ("folder", "zip: encrypted", "zz.png", patched_member(6, 8, b"\1\0")),
     ("folder", "zip: unknown method", "zz.png", patched_member(8, 10, b"\x63\0")),

@@ -20,7 +20,9 @@ GOOD: dict[str, Damage] = {
     "fashion_mnist": originals.mnist,
     "cifar10": originals.cifar10,
     "flowers102": originals.flowers,
-    "folder": lambda folder: originals.class_folders(folder, {"train/a": 2, "train/b": 2, "test/a": 1, "test/b": 1}),
+    "folder": lambda folder: originals.class_folders(
+        folder, {"train/a": 2, "train/b": 2, "valid/a": 1, "test/a": 1, "test/b": 1}
+    ),
 }
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
 ATTRIBUTES, PARTITION, FACES = "list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba.zip"

@@ -69,12 +69,13 @@ def test_an_archive_of_captions_beside_an_archive_of_images(tmp_path: Path) -> N
     pixels = np.zeros((20, 20, 3), dtype=np.uint8)
     with zipfile.ZipFile(tmp_path / "in" / "flowers.zip", "w") as images:
         images.writestr("train/1/image_00001.jpg", originals.jpeg(pixels))
-        images.writestr("test/1/image_00002.jpg", originals.jpeg(pixels))
+        images.writestr("valid/1/image_00002.jpg", originals.jpeg(pixels))
+        images.writestr("test/1/image_00003.jpg", originals.jpeg(pixels))
     with zipfile.ZipFile(tmp_path / "in" / "text_c10.zip", "w") as texts:
-        for n in (1, 2):
+        for n in (1, 2, 3):
             texts.writestr(f"text_c10/class_00001/image_0000{n}.txt", f"flower {n}\n")
     splits = prepare(tmp_path / "in", tmp_path / "out")
-    assert splits["train"].captions() == [["flower 1"]] and splits["test"].captions() == [["flower 2"]]
+    assert [splits[name].captions() for name in SPLITS] == [[["flower 1"]], [["flower 2"]], [["flower 3"]]]
 
 
 @needs_encoder
@@ -94,7 +95,7 @@ def test_every_caption_is_embedded_and_fewer_come_again_from_the_first(tmp_path:
 
 def painted(folder: Path, hues: dict[str, tuple[int, int, int]]) -> Path:
     """Class folders 1 and roses: flat squares of these colours on green."""
-    for split in ("train", "test"):
+    for split in ("train", "valid", "test"):
         for name in ("1", "roses"):
             (folder / split / name).mkdir(parents=True)
             for word, rgb in hues.items():

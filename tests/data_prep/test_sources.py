@@ -77,9 +77,10 @@ def test_svhn_joins_train_and_extra_and_calls_ten_zero(tmp_path: Path) -> None:
     for compressed in (True, False):
         made = originals.svhn(tmp_path / f"in{compressed}", compressed)
         prepare("svhn", tmp_path / f"in{compressed}", tmp_path / f"out{compressed}")
-        train, test = (open_split(tmp_path / f"out{compressed}" / s) for s in ("train", "test"))
-        assert np.array_equal(train.images, np.concatenate([made["train"][0], made["extra"][0]]))
-        assert labels(train) == [y % 10 for y in (*made["train"][1], *made["extra"][1])]
+        train, valid, test = (open_split(tmp_path / f"out{compressed}" / s) for s in ("train", "valid", "test"))
+        assert np.array_equal(train.images, np.concatenate([made["train"][0][:14], made["extra"][0]]))
+        assert labels(train) == [y % 10 for y in (*made["train"][1][:14], *made["extra"][1])]
+        assert np.array_equal(valid.images, made["train"][0][14:]) and labels(valid) == [5]
         assert train.manifest["source"]["parts"] == {"train": 15, "extra": 11}
         assert np.array_equal(test.images, made["test"][0]) and labels(test) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
@@ -89,9 +90,14 @@ def test_svhn_joins_train_and_extra_and_calls_ten_zero(tmp_path: Path) -> None:
 def test_mnist_and_fashion_mnist(tmp_path: Path, name: str, zipped: bool) -> None:
     made = originals.mnist(tmp_path / "in", zipped)
     prepare(name, tmp_path / "in", tmp_path / "out")
-    for split_name, prefix in (("train", "train"), ("test", "t10k")):
-        split = open_split(tmp_path / "out" / split_name)
-        assert np.array_equal(split.images[..., 0], made[prefix][0]) and labels(split) == list(made[prefix][1])
+    for split_name, prefix, rows in (
+        ("train", "train", (0, 23)),
+        ("valid", "train", (23, 25)),
+        ("test", "t10k", (0, 10)),
+    ):
+        split, (images, numbers) = open_split(tmp_path / "out" / split_name), made[prefix]
+        assert np.array_equal(split.images[..., 0], images[slice(*rows)])
+        assert labels(split) == list(numbers[slice(*rows)])
         assert split.class_names[9] == {"mnist": "9", "fashion_mnist": "ankle boot"}[name]
 
 
@@ -99,17 +105,18 @@ def test_mnist_and_fashion_mnist(tmp_path: Path, name: str, zipped: bool) -> Non
 def test_cifar10_from_the_python_batches(tmp_path: Path, archive: bool) -> None:
     made = originals.cifar10(tmp_path / "in", archive)
     prepare("cifar10", tmp_path / "in", tmp_path / "out")
-    train = open_split(tmp_path / "out" / "train")
+    train, valid = (open_split(tmp_path / "out" / s) for s in ("train", "valid"))
     parts = [made[f"data_batch_{i}"] for i in range(1, 6)]
-    assert np.array_equal(train.images, np.concatenate([p[0] for p in parts]))
-    assert labels(train) == [c for p in parts for c in p[1]]
+    assert np.array_equal(np.concatenate([train.images, valid.images]), np.concatenate([p[0] for p in parts]))
+    assert labels(train) + labels(valid) == [c for p in parts for c in p[1]]
+    assert (len(train), len(valid)) == (18, 2)
     assert labels(open_split(tmp_path / "out" / "test")) == made["test_batch"][1]
 
 
 def test_cifar10_from_zipped_class_folders(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     tree = originals.class_folders(
-        tmp_path / "tree", {"train/cat": 2, "train/airplane": 3, "test/cat": 1, "test/airplane": 1}
+        tmp_path / "tree", {"train/cat": 2, "train/airplane": 3, "val/cat": 1, "test/cat": 1, "test/airplane": 1}
     )
     originals.zipped(tree, tmp_path / "in" / "cifar10_jpg.zip")
     prepare("cifar10", tmp_path / "in", tmp_path / "out")
@@ -130,7 +137,9 @@ def test_flowers_from_the_official_files_with_captions(tmp_path: Path) -> None:
 
 
 def test_flowers_from_class_folders_number_the_classes_numerically(tmp_path: Path) -> None:
-    tree = originals.class_folders(tmp_path / "in", {"train/10": 1, "train/2": 2, "train/1": 1, "test/1": 1})
+    tree = originals.class_folders(
+        tmp_path / "in", {"train/10": 1, "train/2": 2, "train/1": 1, "valid/1": 1, "test/1": 1}
+    )
     prepare("flowers102", tree, tmp_path / "out")
     train = open_split(tmp_path / "out" / "train")
     assert train.class_names == ["1", "2", "10"] and labels(train) == [0, 2, 1, 1]
@@ -139,30 +148,11 @@ def test_flowers_from_class_folders_number_the_classes_numerically(tmp_path: Pat
 def test_any_image_tree_holds_out_every_tenth_where_it_has_no_splits(tmp_path: Path) -> None:
     tree = originals.class_folders(tmp_path / "in", {"b": 10, "a": 21})
     prepare("folder", tree, tmp_path / "out", "--size", "8")
-    train, test = (open_split(tmp_path / "out" / s) for s in ("train", "test"))
-    assert labels(train) == [0] * 19 + [1] * 9 and labels(test) == [0, 0, 1]
+    train, valid, test = (open_split(tmp_path / "out" / s) for s in ("train", "valid", "test"))
+    assert [labels(s) for s in (train, valid, test)] == [[0] * 18 + [1] * 8, [0, 1], [0, 0, 1]]
     assert round(float(test.images[0].mean()), -1) == 20 + 10 * 9
 
 
 def test_an_image_tree_without_classes_has_no_labels(tmp_path: Path) -> None:
     prepare("folder", originals.class_folders(tmp_path / "in", {".": 12}), tmp_path / "out", "--size", "8")
     assert open_split(tmp_path / "out" / "train").arrays == {}
-
-
-def test_hold_out_makes_the_test_split_that_an_archive_lacks(tmp_path: Path) -> None:
-    source = originals.celeba(tmp_path / "in", 12)
-    names = [f"{i:06d}.jpg 0" for i in range(1, 13)]
-    (source / "list_eval_partition.txt").write_text("\n".join(names) + "\n")
-    prepare("celeba", source, tmp_path / "out", "--size", "8", "--hold-out", "5")
-    train, test = (open_split(tmp_path / "out" / s) for s in ("train", "test"))
-    assert (len(train), len(test)) == (7, 5)
-    expected = np.stack([originals.face_attributes(n) == 1 for n in range(8, 13)])
-    assert np.array_equal(test.arrays["attributes"], expected)
-    assert abs(int(test.images[0][4, 4, 1]) - int(originals.face(8)[109, 89, 1])) < 6
-
-
-def test_the_embedded_digits_need_no_source(tmp_path: Path) -> None:
-    assert main(["digits", "--out", str(tmp_path)]) == 0
-    train, test = (open_split(tmp_path / s) for s in ("train", "test"))
-    assert (len(train), len(test)) == (4000, 1000) and train.image_shape == (1, 28, 28)
-    assert np.bincount(labels(test)).tolist() == [100] * 10

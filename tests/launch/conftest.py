@@ -18,9 +18,9 @@ PORT = "27110"  # not the default, so that a cluster a person is using stays as 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """256 random training images of 28 x 28, and 64 held-out ones."""
+    """256 random training images of 28 x 28, 64 to validate and 64 to test."""
     path = tmp_path_factory.mktemp("shards") / "noise"
-    write_noise(path, (28, 28, 1), train=256, test=64)
+    write_noise(path, (28, 28, 1), train=256, heldout=64)
     return path
 
 

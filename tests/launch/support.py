@@ -44,10 +44,10 @@ class StubChecker:
         return [None] * len(configs)
 
 
-def write_noise(path: Path, shape: tuple[int, int, int], train: int, test: int) -> None:
-    """Shards of random labelled images, shape (H, W, C), H = W."""
-    for split, count in (("train", train), ("test", test)):
-        images = np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
+def write_noise(path: Path, shape: tuple[int, int, int], train: int, heldout: int) -> None:
+    """Shards of random labelled images, shape (H, W, C), H = W, with two held-out splits."""
+    for seed, (split, count) in enumerate((("train", train), ("valid", heldout), ("test", heldout))):
+        images = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
         write_split(path / split, array_source(images, np.arange(count), {"what": "noise"}, None, "noise"), ("npy",))
 
 

@@ -155,7 +155,7 @@ def test_the_sbatch_scripts_run_to_their_end(cluster: Cluster, tmp_path: Path) -
     """Each with its own experiment and network, on random images."""
     for script, (options, experiment, shape, overrides) in SCRIPTS.items():
         shards = tmp_path / f"{script}.shards"
-        write_noise(shards, shape, train=16, test=8)
+        write_noise(shards, shape, train=16, heldout=8)
         cluster.run(
             "env", f"DTRAIN_EXPERIMENT={experiment}", f"DTRAIN_PYTHON={sys.executable}",
             "sbatch", "--cpus-per-task=1", f"--output={tmp_path}/{script}.log", *options,
