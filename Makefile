@@ -12,12 +12,12 @@ APT := python3-venv python3-dev g++ pkg-config libopencv-dev libturbojpeg0-dev \
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
-train: setup shards/digits ## train the 5-level StackedWAE on the embedded digits, with two processes
+train: setup shards/digits/valid ## train the 5-level StackedWAE on the embedded digits, with two processes
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
 	@echo "Look at runs/quickstart/images/ and runs/quickstart/metrics.jsonl"
 
 # Two tests at a time, most of which start processes of their own: one thread for each process.
-test: setup-test lint golden shards/digits ## set up everything, then lint and test
+test: setup-test lint golden shards/digits/valid ## set up everything, then lint and test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term --durations=15 --ignore tests/golden $(PYTEST)
 
 golden: setup-test ## check that the golden curves still come out
@@ -48,7 +48,7 @@ cluster-up: setup-test ## start a real SLURM on this machine, to try the launche
 cluster-down: ## stop it
 	slurm/devcluster/cluster.sh down
 
-shards/%: | setup
+shards/%/valid: | setup
 	$(BIN)/python -m data_prep $*
 
 setup: $(VENV)/.installed

@@ -38,7 +38,12 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--formats", type=_formats, default=["npy"], help=f"comma-separated: {', '.join(FORMATS)}")
         p.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: all cores)")
         p.add_argument("--skip-broken", action="store_true", help="leave unreadable samples out, and record them")
-        p.add_argument("--hold-out", type=int, metavar="N", help="without test images: the last 2 N training ones")
+        p.add_argument(
+            "--hold-out",
+            type=int,
+            metavar="N",
+            help="without test images: test is the last N training ones, valid the N before",
+        )
         if name != "digits":
             p.add_argument("--source", type=Path, required=True, help="folder (or archive) of the original files")
             p.add_argument("--download", action="store_true", help="fetch them into --source by torchvision")

@@ -35,6 +35,15 @@ def write_shards(folder: Path, seed: int = 0, shape: tuple[int, int, int] = SHAP
         write_split(folder / split, array_source(images, rng.integers(0, 10, count), {"what": "noise"}, None, split))
 
 
+def write_shades(
+    folder: Path, shape: tuple[int, int, int] = SHAPE, formats: tuple[str, ...] = ("npy",), **shades: int
+) -> None:
+    """32 images of every split named, of noise above its shade: 0 for dark ones, 215 for bright ones."""
+    for split, shade in shades.items():
+        images = np.random.default_rng(shade).integers(shade, shade + 41, (32, *shape[1:], shape[0]), dtype=np.uint8)
+        write_split(folder / split, array_source(images, np.arange(32) % 10, {"what": "noise"}, None, split), formats)
+
+
 def freeze(run_dir: Path, shards: Path, *overrides: str, model: dict[str, Any] | None = None) -> Path:
     """A configuration file of a tiny run, beside its folder. Batch 16, log every 5 steps, save every 10."""
     cfg = configs.compose([

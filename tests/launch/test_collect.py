@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import shutil
@@ -30,11 +31,13 @@ def made(tmp_path: Path, shards: Path, *overrides: str) -> SweepFolder:
 
 
 def finish(run: Path, **metrics: float) -> None:
-    """Writes what a finished run leaves."""
+    """Writes what a finished run leaves, whose numbers on the test split have the opposite sign."""
     run.mkdir(parents=True)
-    evaluation = {"kind": "evaluation", "step": 5, "time": 0.0, **metrics}
+    evaluation = {"kind": "evaluation", "split": "valid", "step": 5, "time": 0.0, **metrics}
     middle = {**evaluation, "step": 2, "objective": -1.0}
-    (run / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in ({"kind": "start"}, middle, evaluation)))
+    test = {**evaluation, "split": "test", **{k: -v for k, v in metrics.items()}}
+    lines = ({"kind": "start"}, middle, evaluation, test)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
     (run / "status.json").write_text(json.dumps({"state": "finished", "step": 5, "max_steps": 5}))
 
 
@@ -61,8 +64,27 @@ def test_seeds_share_a_row_and_missing_points_are_named(
         collect(sweep, tmp_path / "out", "score", None)
     with pytest.raises(ConfigError, match="the sweep varies"):
         collect(sweep, tmp_path / "out", "objective", ["seed", "model.lambda_rec"])
-    append_line(sweep.points[0].run / "metrics.jsonl", {"kind": "evaluation", "step": 5, "time": 1.0, "fid": 9.0})
-    assert read_rows(sweep)[0].metrics == {"objective": 1.0, "mse": 1.0, "fid": 9.0}, "evaluated again, differently"
+    again = {"kind": "evaluation", "split": "valid", "step": 5, "time": 1.0, "fid": 9.0}
+    append_line(sweep.points[0].run / "metrics.jsonl", again)
+    row = read_rows(sweep)[0]
+    assert row.metrics == {"objective": 1.0, "mse": 1.0, "fid": 9.0}, "evaluated again, differently"
+    assert row.test == {"objective": -1.0, "mse": -1.0}
+
+
+def test_the_winner_is_the_validation_splits_and_the_test_splits_numbers_stand_beside_it(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = made(tmp_path, shards, "model.lambda_rec=.1,.5")
+    for point, score in zip(sweep.points, (2.0, 1.0), strict=True):
+        finish(point.run, objective=score)
+    collect(sweep, tmp_path / "out", "objective", None)
+    assert "best of 2 by objective: model.lambda_rec=0.5 (1) in" in capsys.readouterr().out
+    with (tmp_path / "out" / "results.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert [(row["objective"], row["test/objective"]) for row in rows] == [("2.0", "-2.0"), ("1.0", "-1.0")]
+    assert "| model.lambda_rec | objective | test/objective |" in (tmp_path / "out" / "results.md").read_text()
+    with pytest.raises(ConfigError, match="no known family"):
+        collect(sweep, tmp_path / "out", "test/objective", None)
 
 
 def test_a_diverged_run_is_never_best(tmp_path: Path, shards: Path) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dtrain.files import read_json
+from dtrain.files import read_json, read_lines
 from launch import local
 from launch.store import Submission, SweepFolder
 from tests.launch.support import Project, tasks, until
+from tests.runs import write_shades
 
 
 @pytest.fixture
@@ -45,6 +46,22 @@ def test_four_points_run_two_at_a_time(project: Project) -> None:
     collected = project("collect.py", sweep.id)
     assert "all 4 points are finished" in collected and "± " in collected and "(4)" in collected
     assert "submitted 0 points" in project("sweep.py", "-m", "seed=range(0,4)", "trainer.max_steps=3")
+
+
+def test_the_winner_of_a_sweep_is_the_validation_splits(project: Project) -> None:
+    """The longer it trains on dark images, the better it reconstructs dark ones, and the worse bright ones."""
+    write_shades(project.path / "shades", (1, 28, 28), train=0, valid=0, test=215)
+    shaded = replace(project, shards=project.path / "shades")
+    printed = shaded("sweep.py", "-m", "trainer.max_steps=1,60", "sweep.wait=true")
+    sweep = SweepFolder.open(project.path / "sweeps" / project.id_of(printed))
+    assert "best of 2 by mse/level1: trainer.max_steps=60" in project(
+        "collect.py", sweep.id, "--objective", "mse/level1"
+    )
+    short, long = (
+        {m["split"]: m["mse/level1"] for m in read_lines(p.run / "metrics.jsonl") if m["kind"] == "evaluation"}
+        for p in sweep.points
+    )
+    assert long["valid"] < short["valid"] and long["test"] > short["test"]
 
 
 def test_a_point_runs_once_restarts_after_a_kill_and_saves_when_cancelled(project: Project) -> None:
