@@ -56,7 +56,7 @@ def test_nan_is_never_the_best_larger_may_be_better_and_another_metric_starts_an
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    given = iter([math.nan, 7.0, math.nan, 6.0, 6.0, 1.0, 1.0, 1.0])
+    given = iter([math.nan, 7.0, math.nan, 6.0, 6.0, 6.0, 1.0, 1.0, 1.0, 1.0])
     evaluate = Evaluator.measure
 
     def scripted(self: Evaluator, split: HeldOut) -> dict[str, float]:

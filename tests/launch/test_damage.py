@@ -266,11 +266,11 @@ def test_a_value_stays_in_its_cell(value: Any) -> None:
     """In a table's row, in the line of the best, and in that of a missing point."""
     entries = [Entry(i, {"key|\n<b>": value}, "", Path(f"runs/{value!s:.9}")) for i in range(2)]
     rows = [
-        collect.Row(State(entries[0], "finished", {}, None), {"objective": 1.0, "mse|<": 2.0}),
-        collect.Row(State(entries[1], "failed", {}, None, "a | b\n<script>\n| c |"), {}),
+        collect.Row(State(entries[0], "finished", {}, None), {"objective": 1.0, "mse|<": 2.0}, {}),
+        collect.Row(State(entries[1], "failed", {}, None, "a | b\n<script>\n| c |"), {}, {}),
     ]
     text = collect.markdown([collect.Setting(entries[0].values, rows[:1], 1.0, 0.0)], rows, "objective")
     lines = text.splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert len(table) == 3 and {line.count("|") for line in table} == {4}
+    assert len(table) == 3 and {line.count("|") for line in table} == {5}
     assert len(lines) == 8 and not set(text) & set("<\x1b\t\r")
