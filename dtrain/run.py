@@ -48,8 +48,8 @@ def run(config: Config, yaml: str) -> int:
     algorithm = build_algorithm(config, facts(splits[0]))
     check_text(config.evaluate, algorithm.condition, splits[0])
     folder = run_dir(config)
-    images = {split.path.name: split.manifest["files"]["images.npy"]["sha256"] for split in splits}
-    _check_folder(folder, config, images)
+    content = {split.path.name: split.content for split in splits}
+    _check_folder(folder, config, content)
     if _finished(folder):
         if rank == 0:
             print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
@@ -75,7 +75,7 @@ def run(config: Config, yaml: str) -> int:
         trainer = Trainer(config, algorithm, site, stop, evaluator)
         trainer.rehearse()
         with _held(folder, world):
-            _open_folder(folder, yaml, images, world)
+            _open_folder(folder, yaml, content, world)
             return trainer.fit()
     except Interrupted:
         if world.main:
@@ -101,18 +101,18 @@ def _finished(folder: Path) -> bool:
     return read_json(folder / "status.json").get("state") == "finished"
 
 
-def _check_folder(folder: Path, config: Config, images: dict[str, str]) -> None:
-    """ConfigError if the folder holds another run, or one on other images."""
+def _check_folder(folder: Path, config: Config, content: dict[str, str]) -> None:
+    """ConfigError if the folder holds another run, or one on other data."""
     if not (folder / "config.yaml").exists():
         return
     own, other = (completed(c) for c in (config, configs.read(configs.load(folder / "config.yaml"))))
     if signature(other) == signature(own):
         file = folder / "environment.json"
-        before = read_json(file).get("images", images)
-        if before != images:
+        before = read_json(file).get("data", content)
+        if before != content:
             raise ConfigError(
-                f"{folder} was trained on other images than data.path={config.data.path} now holds (sha256 {before}, "
-                f"now {images}); choose run.name or run.dir"
+                f"{folder} was trained on other data than data.path={config.data.path} now holds (sha256 {before}, "
+                f"now {content}); choose run.name or run.dir"
             )
         return
     ours, theirs = (_flat(c.model_dump(mode="json")) for c in (own, other))
@@ -151,7 +151,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _open_folder(folder: Path, yaml: str, images: dict[str, str], world: World) -> None:
+def _open_folder(folder: Path, yaml: str, content: dict[str, str], world: World) -> None:
     """config.yaml, environment.json, and a line in the metrics for this start. ConfigError on every rank."""
     error = None
     if world.main:
@@ -160,7 +160,7 @@ def _open_folder(folder: Path, yaml: str, images: dict[str, str], world: World) 
                 work.unlink()
             first = not (folder / "config.yaml").exists()
             replace_text(folder / "config.yaml", yaml)
-            facts = {**_environment(world), "images": images}
+            facts = {**_environment(world), "data": content}
             replace_text(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
             append_line(folder / "metrics.jsonl", {"kind": "start", "restart": not first, "world_size": world.size})
         except OSError as e:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dtrain import run as runs
 from dtrain.checkpoint import CheckpointError, dcp, steps, verify
 from dtrain.compose import load, read
 from dtrain.config import ConfigError
-from dtrain.files import append_line, read_lines
+from dtrain.data.shards import manifest_digest
+from dtrain.files import append_line, read_lines, sha256
 from dtrain.log import Log
 from dtrain.world import start
 from tests.runs import execute, freeze, status, write_shards
@@ -130,13 +133,23 @@ def test_a_second_process_does_not_train_in_the_same_folder(
     assert execute(file) == 0
 
 
-def test_a_run_does_not_continue_on_other_images(tmp_path: Path, shards: Path) -> None:
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_a_run_does_not_continue_on_other_data(what: str, tmp_path: Path, shards: Path) -> None:
     file = freeze(tmp_path / "run", shards, "trainer.max_steps=1")
     assert execute(file) == 0
     other = tmp_path / "other"
-    write_shards(other, seed=1)
+    if what == "images":
+        write_shards(other, seed=1)
+    else:
+        shutil.copytree(shards, other)
+        manifest = json.loads((other / "train" / "manifest.json").read_text())
+        labels = np.load(other / "train" / "labels.npy")
+        np.save(other / "train" / "labels.npy", labels[::-1])
+        manifest["files"]["labels.npy"]["sha256"] = sha256(other / "train" / "labels.npy")
+        manifest["sha256"] = manifest_digest(manifest)
+        (other / "train" / "manifest.json").write_text(json.dumps(manifest))
     file.write_text(file.read_text().replace(str(shards), str(other)))
-    with pytest.raises(ConfigError, match="trained on other images"):
+    with pytest.raises(ConfigError, match="trained on other data"):
         execute(file)
 
 

@@ -65,6 +65,12 @@ class Split:
         return list(self.manifest["source"].get("attribute_names", []))
 
     @property
+    def content(self) -> str:
+        """Hex digest of the pixels and of all that travels with them; other formats of the same do not change it."""
+        files = {name: about["sha256"] for name, about in self.manifest["files"].items() if name.endswith(".npy")}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    @property
     def encoder(self) -> str | None:
         """The sentence encoder that made the embeddings, if one did."""
         about = self.manifest["source"].get("embeddings")

@@ -265,7 +265,8 @@ def _width(mode: Mode, data: DataFacts, categories: int) -> int:
     """Of the condition. ValueError where the data has none."""
     width = mode.width(data, categories)
     if width is None:
-        raise ValueError(f"model.mode needs {mode.of}, which the data does not have")
+        how = "; prepare it with --embed or --embeddings" if mode.of == "embeddings" else ""
+        raise ValueError(f"model.mode needs {mode.of}, which the data does not have{how}")
     return width
 
 
