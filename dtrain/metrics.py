@@ -33,7 +33,16 @@ LARGER = (
     "hue_match",
 )
 # How sure a number is, or what it belongs to.
-WITHOUT = ("isc_std", "distance_images", "mode_share", "transport_cost", "nearest", "confidence", "hue_chance")
+WITHOUT = (
+    "isc_std",
+    "distance_images",
+    "mode_share",
+    "transport_cost",
+    "nearest",
+    "confidence",
+    "hue_chance",
+    "critic_gap",
+)
 
 
 def family(metric: str) -> str:

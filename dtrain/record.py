@@ -16,9 +16,9 @@ from dtrain.world import World
 
 @dataclass
 class Metrics:
-    """values: loss/<update>[/<term>], grad_norm/<update>/<group>, lr/<group>: means over ranks and recorded steps,
+    """values: loss/<update>[/<term>], grad_norm/<update>/<group>, watch/<name>/<term>, lr/<group>: means over ranks
 
-    of the norms over those steps in which they were measured.
+    and recorded steps, of the norms and of what is watched over those steps in which they were measured.
 
     nonfinite: the first number that was NaN or infinite, named, if any. skipped: the steps that were left out
     because of one, and its name.
@@ -43,10 +43,10 @@ class Row:
 
 
 class Record:
-    """The rows of one update since they were last read."""
+    """The rows of one update since they were last read; or, not trained, of what is watched: a NaN is no error."""
 
-    def __init__(self, terms: list[str], groups: list[str]) -> None:
-        self.terms, self.groups = terms, groups
+    def __init__(self, terms: list[str], groups: list[str], trained: bool = True) -> None:
+        self.terms, self.groups, self.trained = terms, groups, trained
         self.rows: list[Row] = []
 
     def table(self, world: World) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -77,7 +77,7 @@ def read(records: dict[str, Record], world: World, overflow: bool) -> Metrics:
         table, has = record.table(world)
         skipped, terms = table[:, -1] > 0, len(record.terms)
         finite = np.isfinite(table)
-        bad = ~finite
+        bad = ~finite & record.trained
         if overflow:
             bad[:, terms:] = False
         for index, column in np.argwhere(bad).tolist():
@@ -88,7 +88,7 @@ def read(records: dict[str, Record], world: World, overflow: bool) -> Metrics:
                     metrics.skipped.append(what)
             elif first is None or row.call < first[0]:
                 first = (row.call, what)
-        counted = has & ~skipped[:, None] & (finite | ~np.array(overflow))
+        counted = has & ~skipped[:, None] & (finite | (record.trained and not overflow))
         metrics.values |= _named(label, record, table, counted)
         record.rows = []
     metrics.nonfinite = first[1] if first else None
@@ -100,6 +100,8 @@ def _named(label: str, record: Record, table: npt.NDArray[Any], counted: npt.NDA
     counts, sums = counted.sum(0), np.where(counted, table, 0.0).sum(0)
     means = [float(total / n) if n else math.nan for total, n in zip(sums, counts, strict=True)]
     terms = dict(zip(record.terms, means, strict=False))
+    if not record.trained:
+        return {f"{label}/{k}": v for k, v in terms.items() if not math.isnan(v)}
     norms = zip(record.groups, means[len(terms) :], strict=False)
     values = {f"loss/{label}": sum(terms.values())} | {f"loss/{label}/{k}": v for k, v in terms.items()}
     return values | {f"grad_norm/{label}/{g}": v for g, v in norms if not math.isnan(v)}

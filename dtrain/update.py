@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Updater:
-    """Called by an algorithm's step: update(groups, loss_fn, *batch) and update.value(fn, *batch).
+    """Called by an algorithm's step: update(groups, loss_fn, *batch), update.value(fn, *batch), update.watch(…).
 
     Unfreezes only these groups, their running statistics included; per micro-batch: autocast, loss, backward
     (gradients averaged over ranks on the last); clips, sets the lr of the images seen, steps, zeroes, follows the
@@ -100,10 +100,22 @@ class Updater:
         with self._compiling():
             return self._evaluate(self._callable(fn), batch)
 
+    def watch(self, name: str, fn: Callable[..., Terms], *batch: Any) -> None:
+        """In measured steps: records the terms of fn(*batch), in full precision, with every group frozen and held."""
+        if not self.measure:
+            return
+        self.activate(())
+        terms = fn(*batch)
+        label = f"watch/{name}"
+        if label not in self.records:
+            self.records[label] = Record(list(terms), [], trained=False)
+        values = torch.stack(list(terms.values())).detach()
+        self.records[label].rows.append(Row(self.step, self.calls, values))
+
     def begin(self, step: int, images: int, total_images: int, measure: bool = True) -> None:
         """Before a step: how many steps were done, and images seen of how many in all, for the lr.
 
-        measure: record the gradient norms of this step.
+        measure: record the gradient norms of this step, and what it watches.
         """
         self.step, self.images, self.total_images, self.measure = step, images, total_images, measure
 

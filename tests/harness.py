@@ -31,7 +31,10 @@ SHAPE = (1, 6, 6)
 LEVELS = "model.levels=[{latent:6,hidden:32},{latent:4,hidden:16},{latent:2,hidden:8}]"
 STACKED = (LEVELS, f"data.image_shape={list(SHAPE)}")
 ON_24 = "data.image_shape=[1,24,24]"
-SWAE = ("model=swae", ON_24, "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.hidden=8")
+SWAE = (
+    "model=swae", ON_24, "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.critic_width=4",
+    "model.hidden=8",
+)  # fmt: skip
 WAE = ("model=wae", ON_24, "model.code_dim=3", "model.width=4")
 AEOT = ("model=aeot", ON_24, "model.latent_dim=3", "model.width=4", "model.hidden=16", "model.workers=0")
 EIGHT = ("model=eight_gaussians", "model.hidden=16", "model.workers=0")
@@ -169,6 +172,11 @@ class Watched:
         found = self.updater.value(fn, *batch)
         assert not self._moved(before)
         return found
+
+    def watch(self, name: str, fn: Any, *batch: Any) -> None:
+        before = self._state()
+        self.updater.watch(name, fn, *batch)
+        assert not self._moved(before)
 
     def _state(self) -> dict[str, Tensor]:
         return {k.removeprefix("model."): whole(v).clone() for k, v in model_state(self.algorithm).items()}

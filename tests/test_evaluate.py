@@ -19,6 +19,7 @@ from dtrain.build import build_algorithm
 from dtrain.compose import compose, read
 from dtrain.config import ConfigError
 from dtrain.data.batch import Batch
+from dtrain.evaluate.critic_gap import critic_gap
 from dtrain.evaluate.heldout import held_out, use_of_the_deepest
 from dtrain.evaluate.manipulation import directions, moved
 from dtrain.evaluate.nearest import closest
@@ -185,6 +186,38 @@ def test_umap_that_is_not_installed_is_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
+class Judged(Halves):
+    """A critic whose logit is the first pixel."""
+
+    def critic_logits(self, x: Tensor) -> Tensor | None:
+        return x[:, 0, 0, 0]
+
+    def reconstruct(self, x: Tensor, level: int = 1) -> Tensor:
+        return x - 3
+
+
+class Brighter(Share):
+    """The training images: every pixel as held out, plus one."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__(rank, size)
+        self.rows = self.rows + 1
+
+
+def gaps(algorithm: type[Algorithm]) -> dict[str, float]:
+    world = start("cpu", timeout=60)
+    train: Any = Brighter(world.rank, world.size)
+    heldout: Any = Share(world.rank, world.size)
+    return critic_gap(evaluation_of(algorithm(), train, heldout, world, SETTINGS))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_critics_gap_is_between_training_and_held_out_images(world: int) -> None:
+    for found in [gaps(Judged)] if world == 1 else launch(world, gaps, Judged):
+        assert found == pytest.approx({"critic_gap/logit": 1.0, "critic_gap/relative": 0.25})
+    assert gaps(Halves) == {}
+
+
 class Labelled(Share):
     """The rows with a class each and two attributes: brightness of the first pixel, and nothing."""
 
@@ -261,6 +294,7 @@ def test_every_attribute_asked_for_is_drawn(tmp_path: Path) -> None:
         "code_dim": 3,
         "latent_dim": 3,
         "width": 4,
+        "critic_width": 4,
         "hidden": 8,
         "priors": ["normal", "uniform"],
     }

@@ -57,7 +57,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_config(shards: Path, *overrides: str) -> Config:
     return configs.read(configs.compose([
-        "model=swae", "model.code_dim=3", "model.latent_dim=2", "model.width=4", "model.hidden=8",
+        "model=swae", "model.code_dim=3", "model.latent_dim=2", "model.width=4", "model.critic_width=4",
+        "model.hidden=8",
         f"data.path={shards}", "trainer.batch_size=8", f"run.root={shards}", "evaluate.fidelity_samples=30",
         f"evaluate.digit_classifier={shards / 'classifier.pt'}", *overrides,
     ]))  # fmt: skip

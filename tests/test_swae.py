@@ -19,11 +19,14 @@ from dtrain.losses.adversarial import critic_loss, fooling_loss
 from dtrain.models.base import DataFacts
 from dtrain.models.swae import SWAE
 from dtrain.tensors import model_state
-from dtrain.world import World
+from dtrain.world import World, start
 from tests.harness import Session, Watched, difference, make_config
+from tests.processes import launch
 from tests.runs import execute, freeze, metrics
 
-SMALL = ("model=swae", "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.hidden=8")
+SMALL = (
+    "model=swae", "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.critic_width=4", "model.hidden=8",
+)  # fmt: skip
 
 
 def test_the_adversarial_losses_are_the_papers() -> None:
@@ -65,12 +68,79 @@ def test_stage_two_sends_no_gradient_to_stage_one() -> None:
     trained = session()
     algorithm = trained.algorithm
     assert isinstance(algorithm, SWAE)
-    h = trained.updater.value(algorithm.codes, next(trained.stream))
-    assert not h.requires_grad
+    h, variance = trained.updater.value(algorithm.codes, next(trained.stream))
+    assert not h.requires_grad and not variance.requires_grad
     head = algorithm.first
-    sum(head.autoencoder_loss(h).values()).backward()  # type: ignore[union-attr]
+    sum(head.autoencoder_loss(h, variance).values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is None for net in (algorithm.encoder, algorithm.decoder) for p in net.parameters())
     assert all(p.grad is not None for p in head.encoder.parameters())
+
+
+def test_the_error_of_codes_is_their_sum_over_the_mean_variance_of_h() -> None:
+    trained = session("model.code_weight=0.5")
+    algorithm = trained.algorithm
+    assert isinstance(algorithm, SWAE)
+    h, variance = trained.updater.value(algorithm.codes, next(trained.stream))
+    with torch.no_grad():
+        decoded, head = algorithm.first.reconstruct(h).tolist(), algorithm.first
+        rows, dims = h.tolist(), h.shape[1]
+        means = [sum(row[d] for row in rows) / len(rows) for d in range(dims)]
+        of_h = sum((row[d] - means[d]) ** 2 for row in rows for d in range(dims)) / (len(rows) * dims)
+        assert variance.tolist() == pytest.approx([of_h] * len(rows))
+        total = sum((a - b) ** 2 for x, y in zip(rows, decoded, strict=True) for a, b in zip(x, y, strict=True))
+        plain = total / len(rows)
+        assert float(head.autoencoder_loss(h, variance)["code"]) == pytest.approx(0.5 * plain / of_h)
+        head.code_error, head.code_weight = "mean", float(dims)
+        assert float(head.autoencoder_loss(h, variance)["code"]) == pytest.approx(plain)  # as Eq. 4 prints it
+    watched = algorithm.balance2(head, h, variance)
+    assert [watched[k].item() for k in ("sum", "relative", "mean")] == pytest.approx(
+        [plain, plain / of_h, plain / dims]
+    )
+
+
+def variances() -> tuple[float, float]:
+    """Of h, and h's scale in the log."""
+    trained = Session(make_config("swae"), start("cpu", timeout=60))
+    algorithm: Any = trained.algorithm
+    h, variance = trained.updater.value(algorithm.codes, next(trained.stream))
+    assert len(h) == len(variance) == 16 // trained.world.size
+    return float(variance[0]), float(algorithm.scale(h)["deviation"])
+
+
+def test_the_variance_of_h_is_that_of_the_whole_batch_on_any_number_of_processes() -> None:
+    alone = variances()
+    for seen in launch(2, variances):
+        assert seen == pytest.approx(alone, rel=1e-12)
+
+
+def test_the_logged_ratio_is_that_of_the_gradients_of_the_two_terms() -> None:
+    trained = session("model.code_weight=3")
+    algorithm: Any = trained.algorithm
+    batch = next(trained.stream)
+    h, variance = trained.updater.value(algorithm.codes, batch)
+    head = algorithm.first
+
+    def slope(f: Any, x: torch.Tensor) -> float:
+        """The norm of the gradient of f at x, by differences along every coordinate."""
+        flat, step, squares = x.detach().flatten(), 1e-5, 0.0
+        for i in range(len(flat)):
+            up, down = flat.clone(), flat.clone()
+            up[i] += step
+            down[i] -= step
+            squares += float((f(up.view_as(x)) - f(down.view_as(x))) / (2 * step)) ** 2
+        return math.sqrt(squares)
+
+    with torch.no_grad():
+        z, x = head.encoder(h), algorithm.reconstruct(batch.x)
+        error = slope(lambda z: head.terms(h, variance, z, head.decoder(z))["code"], z)
+        fool = slope(lambda z: fooling_loss(head.critic(z)), z)
+    assert float(algorithm.balance2(head, h, variance)["gradient_ratio"]) == pytest.approx(error / fool, rel=1e-4)
+    x = x.requires_grad_()
+    slopes = [
+        float(torch.autograd.grad(loss, x)[0].norm())
+        for loss in ((x - batch.x).square().mean(), 1e-3 * fooling_loss(algorithm.critic(x)))
+    ]
+    assert float(algorithm.balance1(batch)["gradient_ratio"]) == pytest.approx(slopes[0] / slopes[1])
 
 
 @pytest.mark.parametrize("prior", ["normal", "uniform"])
@@ -101,6 +171,17 @@ def test_without_lambda_there_is_no_image_critic() -> None:
     assert "critic1" not in plain.algorithm.groups
     metrics = plain.steps(2)
     assert "loss/autoencoder1/fool" not in metrics and metrics["loss/autoencoder1/x"] > 0
+    assert "watch/autoencoder1/gradient_ratio" not in metrics and "watch/codes/deviation" in metrics
+    assert plain.algorithm.critic_logits(next(plain.stream).x) is None
+
+
+def test_the_critics_size_is_its_own() -> None:
+    def sizes(*overrides: str) -> tuple[int, int]:
+        algorithm: Any = session(*overrides).algorithm
+        return tuple(sum(p.numel() for p in net.parameters()) for net in (algorithm.decoder, algorithm.critic))  # type: ignore[return-value]
+
+    one, wide, wide_critic = sizes(), sizes("model.width=8"), sizes("model.critic_width=8")
+    assert wide[0] > one[0] == wide_critic[0] and wide_critic[1] > one[1] == wide[1]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +190,8 @@ def test_without_lambda_there_is_no_image_critic() -> None:
         ("model.priors=[normal,normal]", "at most once"),
         ("model.priors=[]", "priors"),
         ("model.priors=[cauchy]", "uniform"),
+        ("model.critic_strides=2", "34 pixels"),
+        ("model.code_error=median", "mean"),
     ],
 )
 def test_wrong_priors_are_refused(override: str, message: str) -> None:
@@ -123,7 +206,7 @@ def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches
         write_split(tmp_path / "shards" / split, source)
     model = {
         "_target_": "dtrain.models.swae.SWAE", "code_dim": 3, "latent_dim": 3, "width": 4, "hidden": 8,
-        "priors": ["normal"], "inner_steps": 2, "fresh_batches": True,
+        "critic_width": 4, "priors": ["normal"], "inner_steps": 2, "fresh_batches": True,
     }  # fmt: skip
     overrides = (
         "data.image_shape=[1,24,24]",

@@ -13,6 +13,7 @@ from dtrain.data.batch import Batch
 from dtrain.data.build import Loader
 from dtrain.data.shards import ShardError
 from dtrain.evaluate import conditional
+from dtrain.evaluate.critic_gap import critic_gap
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out, use_of_the_deepest
 from dtrain.evaluate.hue_match import hue_match, words_asked_for
@@ -34,6 +35,7 @@ def fidelity(evaluation: Evaluation) -> dict[str, float]:
 MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (
     held_out,
     use_of_the_deepest,
+    critic_gap,
     fidelity,
     transport_numbers,
     conditional.categories,

@@ -45,7 +45,7 @@ class DataFacts:
 
 
 class Update(Protocol):
-    """The two verbs of a step. Functions are bound methods: whatever varies is an argument."""
+    """The verbs of a step. Functions are bound methods: whatever varies is an argument."""
 
     def __call__(self, groups: str | tuple[str, ...], loss_fn: LossFunction, *batch: Any) -> None:
         """One optimizer step of the named groups on the sum of the terms that loss_fn(*batch) returns.
@@ -55,6 +55,12 @@ class Update(Protocol):
 
     def value(self, fn: Callable[..., T], *batch: Any) -> T:
         """fn(*batch) without gradient, in the run's precision; it moves nothing."""
+
+    def watch(self, name: str, fn: Callable[..., Terms], *batch: Any) -> None:
+        """In logged steps alone: fn(*batch) goes to the log as watch/<name>/<term>; it trains and moves nothing.
+
+        All networks are frozen; fn may differentiate with respect to what they are given.
+        """
 
 
 class Source(Protocol):
@@ -149,6 +155,10 @@ class Algorithm(nn.Module):
     def validate(self, batch: Batch) -> Terms:
         """The held-out terms of one batch, whose sum is the objective; {} where there is none."""
         return {}
+
+    def critic_logits(self, x: Tensor) -> Tensor | None:
+        """What the critic of images says, high where they look real: [B]; None where there is no such critic."""
+        return None
 
     def encode(self, x: Tensor, level: int = 1) -> Tensor:
         """Images [B, C, H, W] to the code of a level, [B, ...]; the mean where the encoder is stochastic."""

@@ -1,7 +1,6 @@
 """Convolutional encoder, decoder and critics in DCGAN's style (SWAE; its supplement is not public).
 
 Strided 4x4 convolutions halve the side while it is even and above 4: 28 -> 7, 32 -> 4, 64 -> 4, 128 -> 4.
-The patch critic needs a side of at least 24.
 """
 
 from __future__ import annotations
@@ -77,19 +76,36 @@ class ImageDecoder(nn.Module):
 
 
 class PatchCritic(nn.Module):
-    """[B, C, S, S] -> float32 logits [B, 1, S', S'], one per patch: three strided layers, as PatchGAN's."""
+    """[B, C, S, S] -> float32 logits [B, 1, S', S'], one per patch, as PatchGAN's.
 
-    def __init__(self, channels: int, width: int) -> None:
+    The last two convolutions have stride 1, the `strides` before them 2: a logit sees 16, 34, 70 pixels of a side for
+    1, 2, 3. ValueError unless that is less than the image.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], width: int, strides: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(SLOPE)]
-        for i, stride in enumerate((2, 2, 1)):
-            wide = width * 2 ** (i + 1)
-            convolution = nn.Conv2d(wide // 2, wide, 4, stride, 1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(wide), nn.LeakyReLU(SLOPE)]
-        self.body = nn.Sequential(*layers, nn.Conv2d(width * 8, 1, 4, 1, 1))
+        filters = [image_shape[0], *_filters(width, strides + 1)]
+        layers: list[nn.Module] = []
+        for i, (inputs, outputs) in enumerate(pairwise(filters)):
+            norm = [nn.BatchNorm2d(outputs)] if i else []
+            convolution = nn.Conv2d(inputs, outputs, 4, 2 if i < strides else 1, 1, bias=not norm)
+            layers += [convolution, *norm, nn.LeakyReLU(SLOPE)]
+        self.body = nn.Sequential(*layers, nn.Conv2d(filters[-1], 1, 4, 1, 1))
+        seen = receptive_field(self.body)
+        if seen >= min(image_shape[1:]):
+            raise ValueError(f"a patch of {strides} strided layers has {seen} pixels, the image {image_shape[1:]}")
 
     def forward(self, x: Tensor) -> Tensor:
         return full_precision(self.body(x))
+
+
+def receptive_field(layers: nn.Sequential) -> int:
+    """Pixels of a side that an output of convolutions depends on: r <- (r - 1) stride + kernel, from the last one."""
+    field = 1
+    for layer in reversed(layers):
+        if isinstance(layer, nn.Conv2d):
+            field = (field - 1) * layer.stride[0] + layer.kernel_size[0]
+    return field
 
 
 class ImageCritic(nn.Module):

@@ -145,7 +145,7 @@ SCRIPTS: dict[str, tuple[list[str], str, tuple[int, int, int], list[str]]] = {
         ["--ntasks-per-node=1"],
         "swae_celeba",
         (64, 64, 3),
-        ["model.width=8", "evaluate.manipulate=[]"],
+        ["model.width=8", "model.critic_width=8", "evaluate.manipulate=[]"],
     ),
     "mnist_grid.sh": (["--array=7"], "quickstart", (28, 28, 1), list(SMALL)),
 }
