@@ -74,6 +74,7 @@ class Convolutional(BaseModel):
         """q(z | below)."""
         down = halve if self.resample else same
         filters = width * self.filters
+        # Leaky ReLU in encoders as the authors' code; the paper (B.2) has ReLU everywhere.
         return GaussianResNet(below[0], filters, self.latent[0], self.kernel, down, nn.LeakyReLU(0.2))
 
     def decoder(self, below: Shape, width: int) -> nn.Module:
@@ -123,7 +124,10 @@ def level_weights(schedule: Schedule, lambda_rec: float, dims: list[int]) -> lis
 
 
 def variance_weights(lambda_sigma: float, decay: float, levels: int) -> list[float]:
-    """lambda_sigma * exp(-decay * i), i = 0 .. N-1: weights of the log-variance penalty (Eq. 17)."""
+    """lambda_sigma * exp(-decay * i), i = 0 .. N-1: weights of the log-variance penalty (Eq. 17).
+
+    As the authors' code, which scales the deepest by another 1 to 2.
+    """
     return [lambda_sigma * math.exp(-decay * i) for i in range(levels)]
 
 
@@ -263,5 +267,6 @@ class HierarchicalWAE(StackedWAE):
         mean, variance = self.encoders[0](batch.x)
         z = draw(mean, variance, batch.noise, "z1")
         learned = self.chain(batch.noise, batch.noise)
+        # The kernel's scales are by d_1, which the paper does not state; the authors' code has d_N.
         mmd = imq_mmd(self.gather(z), self.gather(learned), self.prior_scale)
         return {"x": squared_cost(batch.x, self.decoders[0](z)), "mmd": self.lambda_match * mmd}

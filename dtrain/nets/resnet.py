@@ -2,7 +2,8 @@
 
 Two blocks [conv, batch norm, activation], a resampling convolution, a shortcut from the input added to it, batch norm
 and activation, and a last convolution to the outputs. Encoders halve the side and double the filters where they
-resample, decoders double the side and halve the filters.
+resample, decoders double the side and halve the filters; after the blocks, as the paper has it, where the authors'
+code has it before them.
 """
 
 from __future__ import annotations
