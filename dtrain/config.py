@@ -196,11 +196,12 @@ class EvaluateConfig(_Section):
     manipulate: list[Annotated[str, Field(coerce_numbers_to_str=True)]]
     strengths: Annotated[list[float], Field(min_length=1)]
     text: Annotated[str, AfterValidator(_sentence)] | None
-    fidelity: Literal["inception", "imagenet", "digits"] | None
+    fidelity: Literal["inception", "imagenet", "dinov2", "digits"] | None
     fidelity_samples: Annotated[int, Field(ge=2)]
     blurred: bool
     transport_points: Annotated[int, Field(ge=2)]
     inception_weights: Path | None
+    dinov2_weights: Path | None
     digit_classifier: Path
     seed: int
 
@@ -278,8 +279,7 @@ def _plain(hint: Any) -> Any:
 
 def _place(hint: Any, path: tuple[int | str, ...]) -> tuple[str, list[str]]:
     """A path of pydantic's as the user's key, without the tags of unions, and the names beside its last part."""
-    key: list[str] = []
-    names: list[str] = []
+    key, names = list[str](), list[str]()
     for part in path:
         hint = _plain(hint)
         if typing.get_origin(hint) in (typing.Union, types.UnionType):

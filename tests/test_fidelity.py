@@ -157,6 +157,33 @@ def test_distances_compare_equal_numbers_of_images_spread_over_the_splits(digits
     )
 
 
+@pytest.mark.parametrize("official", [True, False], ids=["Meta's file", "timm's file"])
+def test_dinov2_features_are_the_class_token(official: bool, digits: Path, tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("vit_small_patch14_dinov2", num_classes=0, img_size=518 if official else 224).eval()
+    state = net.state_dict()
+    if official:  # trained on larger images, with a token for masked patches
+        state = {**state, "mask_token": torch.zeros(1, 384), "pos_embed": state["pos_embed"]}
+    torch.save(state, tmp_path / "dinov2.pth")
+    config = make_config(digits, "evaluate.fidelity=dinov2", f"evaluate.dinov2_weights={tmp_path / 'dinov2.pth'}")
+    check(config.evaluate, open_split(digits / "train"))
+    extractor, _ = make(config.evaluate, torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features, logits = extractor(images)
+    assert features.shape == (2, 384) and logits.shape == (2, 0)
+    if not official:
+        normal = (images / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        ).view(3, 1, 1)
+        with torch.no_grad():
+            torch.testing.assert_close(features, net.forward_features(normal)[:, 0], rtol=1e-3, atol=1e-4)
+    scored = measure(
+        *(Features(f, f[:, :0], f[:, :0], f[:, 0]) for f in (features.repeat(4, 1), features.repeat(3, 1)))
+    )
+    assert "isc" not in scored and scored["fid"] == pytest.approx(0, abs=1e-2)
+
+
 def test_precision_and_recall_are_shares_within_the_third_neighbour() -> None:
     generator = torch.Generator().manual_seed(0)
     real, fake = torch.randn(30, 3, generator=generator), torch.randn(20, 3, generator=generator) + 0.7

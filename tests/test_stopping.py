@@ -52,6 +52,21 @@ def judged(run: Path) -> list[tuple[str, int, float]]:
     return [(s["judged"]["metric"], s["step"], s["value"]) for s in seals if s["value"] is not None]
 
 
+@pytest.mark.parametrize(
+    "metric", ["isc/score", "explained/level1", "precision/score", "recall/score", "generative_use/z2"]
+)
+def test_patience_waits_for_a_larger_one_of_a_metric_to_maximise(
+    metric: str, tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, given = tmp_path / "run", iter([5.0, 7.0, 6.0, 5.0, 7.0, 7.0])
+    monkeypatch.setattr(Evaluator, "measure", lambda self, split: {metric: next(given)})
+    monkeypatch.setattr(Evaluator, "rehearse", lambda self: {metric})
+    best = f"trainer.checkpoint.best={metric}"
+    assert execute(freeze(run, shards, best, "trainer.evaluate_every=5", "trainer.patience=2")) == 0
+    assert evaluated(run) == [5, 10, 15, 20, 10]
+    assert judged(run)[-1] == (metric, 10, 7.0) and status(run)["step"] == 10
+
+
 def test_nan_is_never_the_best_larger_may_be_better_and_another_metric_starts_anew(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,8 @@ from dtrain.evaluate.hue_match import hue_match, words_asked_for
 from dtrain.evaluate.transport import names, transport_numbers
 from dtrain.faults import Interrupted
 
-FIDELITY = (*("isc", "isc_std", "fid", "kid", "mind", "precision", "recall", "sharpness", "distance_images"),)
+DISTANCES = ("fid", "kid", "mind", "precision", "recall", "sharpness", "distance_images")
+OF_CLASSES = ("isc", "isc_std")  # of extractors that classify
 
 
 def fidelity(evaluation: Evaluation) -> dict[str, float]:
@@ -112,7 +113,8 @@ class Evaluator:
         if evaluation.settings.fidelity:
             for k in (*shapes, "data"):
                 blurred = ("fid_blurred",) if evaluation.settings.blurred else ()
-                families = (*FIDELITY, *blurred, *conditional.families(evaluation, k))
+                classes = OF_CLASSES if evaluation.settings.fidelity != "dinov2" else ()
+                families = (*DISTANCES, *blurred, *classes, *conditional.families(evaluation, k))
                 metrics |= {f"{m}/{evaluation.settings.fidelity}/{k}" for m in families}
         return metrics
 

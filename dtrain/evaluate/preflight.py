@@ -53,6 +53,14 @@ def _check_fidelity(settings: EvaluateConfig, image_shape: tuple[int, int, int])
                 f"{key} needs evaluate.inception_weights=<file> (now {file}): torch-fidelity's InceptionV3, from "
                 f"{URL_INCEPTION_V3}; without it evaluate.fidelity=imagenet gives numbers that are not comparable"
             )
+    if settings.fidelity == "dinov2":
+        if importlib.util.find_spec("timm") is None:
+            raise ConfigError(f"{key} needs timm: pip install 'dtrain[dinov2]'")
+        if settings.dinov2_weights is None or not settings.dinov2_weights.is_file():
+            raise ConfigError(
+                f"{key} needs evaluate.dinov2_weights=<file> (now {settings.dinov2_weights}): Meta's "
+                "dinov2_vits14_pretrain.pth, or the B/14 or L/14 one"
+            )
     if settings.fidelity == "digits":
         if image_shape != (1, 28, 28):
             raise ConfigError(f"{key} is for images of 1 x 28 x 28; the data has {' x '.join(map(str, image_shape))}")

@@ -102,17 +102,19 @@ def test_the_best_point_is_the_largest_where_larger_is_better(tmp_path: Path, sh
     assert [s.values["model.lambda_rec"] for s in found] == [0.5, 0.1, 1]
 
 
-def test_the_heat_map_frames_the_best_cell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["objective", "precision/digits/normal"])
+def test_the_heat_map_frames_the_best_cell(objective: str, tmp_path: Path) -> None:
     axes: dict[str, list[Any]] = {"a": [1, 2, 3], "b": [10, 20]}
     scores = {(("a", a), ("b", b)): a + b / 100 for a in (1, 2, 3) for b in (10, 20) if (a, b) != (1, 10)}
-    assert np.allclose(cells(scores, axes, "objective"), [[np.nan, 1.2], [2.1, 2.2], [3.1, 3.2]], equal_nan=True)
-    draw(tmp_path / "map.png", scores, axes, "objective")
+    assert np.allclose(cells(scores, axes, objective), [[np.nan, 1.2], [2.1, 2.2], [3.1, 3.2]], equal_nan=True)
+    draw(tmp_path / "map.png", scores, axes, objective)
     pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
     red = np.argwhere((pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=-1) < 60))
     assert len(red)
     (top, left), (bottom, right) = red.min(axis=0), red.max(axis=0)
     height, width = pixels.shape[:2]
-    assert bottom < height / 2 and left > width * 0.4 and bottom - top < height / 2 and right - left < width * 0.6
+    assert left > width * 0.4 and bottom - top < height / 2 and right - left < width * 0.6
+    assert bottom < height / 2 if objective == "objective" else top > height / 2  # the smallest, the largest
 
 
 def test_a_cell_shows_the_best_over_the_other_keys() -> None:
