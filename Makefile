@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 APT := python3-venv python3-dev g++ pkg-config libopencv-dev libturbojpeg0-dev \
 	slurm-wlm slurmdbd munge mariadb-server shellcheck
 
-.PHONY: help train test lint format golden crash-test audit lock cluster-up cluster-down setup setup-test system clean
+.PHONY: help train test lint format golden results crash-test audit lock cluster-up cluster-down setup setup-test system clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ test: setup-test lint golden shards/digits/valid ## set up everything, then lint
 
 golden: setup-test ## check that the golden curves still come out
 	$(BIN)/python -m pytest --quiet tests/golden
+
+results: setup ## make the tables of docs/results.md from the metrics files in docs/results
+	$(BIN)/python tools/results.py
 
 crash-test: setup-test ## a signal at every moment, a fault at every file operation of a run; an hour or two
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_signals.py

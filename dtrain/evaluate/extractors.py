@@ -141,8 +141,9 @@ class Dinov2Extractor(Extractor):
         size = self.SIZES.get(weights["cls_token"].shape[-1])
         if size is None:
             raise ValueError(f"its tokens have {weights['cls_token'].shape[-1]} dimensions, none of {[*self.SIZES]}")
-        self.net: Any = timm.create_model(f"vit_{size}_patch14_dinov2", img_size=self.SIDE, num_classes=0)
-        self.net.load_state_dict(checkpoint_filter_fn(weights, self.net))
+        net: Any = timm.create_model(f"vit_{size}_patch14_dinov2", img_size=self.SIDE, num_classes=0)
+        net.load_state_dict(checkpoint_filter_fn(weights, net))
+        self.net: Any = net
         for key, values in (("mean", self.MEAN), ("deviation", self.DEVIATION)):
             self.register_buffer(key, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
 

@@ -1,0 +1,99 @@
+"""Makes the tables of docs/results.md from the metrics files in docs/results/, as its tables.yaml says: make results.
+
+python tools/results.py           rewrites what lies between <!-- table: name --> and <!-- end -->
+python tools/results.py --check   exit code 1 if that would change anything
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def value(run: str, expression: str, last: int) -> float:
+    """A metric of a run's result, or a quotient `a / b` of two; the median over its `last` evaluations.
+
+    Evaluations on test, where there are any. `images` and `minutes` are those of the training.
+    """
+    numerator, _, denominator = expression.partition(" / ")
+    if denominator:
+        return value(run, numerator, last) / value(run, denominator, last)
+    with gzip.open(DOCS / "results" / f"{run}.jsonl.gz", "rt") as f:
+        lines = [json.loads(line) for line in f]
+    if expression == "minutes":
+        stamps = [line["time"] for line in lines if line["kind"] == "train"]
+        return float(stamps[-1] - stamps[0]) / 60
+    if expression == "images":
+        return float([line for line in lines if line["kind"] == "train"][-1]["images"])
+    found = [line for line in lines if line["kind"] == "evaluation" and expression in line]
+    found = [line for line in found if line.get("split") == "test"] or found
+    if not found:
+        raise SystemExit(f"docs/results/{run}.jsonl.gz: no evaluation has {expression}")
+    return statistics.median(float(line[expression]) for line in found[-last:])
+
+
+def cell(values: list[float]) -> str:
+    """Mean and, of several runs, standard deviation, to three digits of the mean."""
+    mean = statistics.fmean(values)
+    digits = max(0, 3 - len(str(int(abs(mean))).lstrip("0"))) if abs(mean) >= 0.1 else 4
+    text = f"{mean:,.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def table(spec: dict[str, Any]) -> str:
+    """A row for each entry of `rows`, a column for each of `columns`; {} in a column stands for the row's `of`."""
+    columns: dict[str, str] = spec["columns"]
+    lines = [" | ".join(["", spec.get("head", ""), "runs", *columns, ""]).strip()]
+    lines.append("|" + "--|" * (len(columns) + 2))
+    for label, row in spec["rows"].items():
+        runs = row.get("runs") or spec["runs"]
+        cells = [
+            cell(
+                [
+                    value(run, text.replace("{}", row.get("of", "")), row.get("last", spec.get("last", 1)))
+                    for run in runs
+                ]
+            )
+            for text in columns.values()
+        ]
+        lines.append("| " + " | ".join([label, str(len(runs)), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def rendered(text: str) -> str:
+    """The document with every table made anew. SystemExit for a table that tables.yaml lacks."""
+    specs: dict[str, Any] = yaml.safe_load((DOCS / "results" / "tables.yaml").read_text())
+
+    def replace(match: re.Match[str]) -> str:
+        if match[2] not in specs:
+            raise SystemExit(f"docs/results/tables.yaml has no table {match[2]}")
+        return match[1] + table(specs[match[2]]) + match[3]
+
+    return BLOCK.sub(replace, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    page = DOCS / "results.md"
+    before = page.read_text()
+    after = rendered(before)
+    if not check:
+        page.write_text(after)
+    return int(check and before != after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
