@@ -96,7 +96,7 @@ class Evaluator:
         evaluation = replace(whole, heldout=FirstBatch(whole.heldout))
         model = type(evaluation.algorithm).__name__
         try:
-            metrics = set(held_out(evaluation)) | set(use_of_the_deepest(evaluation))
+            metrics = set(held_out(evaluation)) | set(use_of_the_deepest(evaluation, chains=2))
             shapes = _sampled(evaluation) if evaluation.algorithm.levels else {}
         except (ShardError, Interrupted):
             raise

@@ -91,27 +91,28 @@ def held_out(evaluation: Evaluation) -> dict[str, float]:
     return values
 
 
-def use_of_the_deepest(evaluation: Evaluation) -> dict[str, float]:
+def use_of_the_deepest(evaluation: Evaluation, chains: int = CHAINS) -> dict[str, float]:
     """generative_use/z<N>: Var_{z_N}(E[x | z_N]) / Var(x) of what the chain of decoders generates, in (0, 1).
 
-    Both variances are sums over pixels; unbiased estimates from 8 images for each of 128 z_N.
+    Both variances are sums over pixels; unbiased estimates from 8 images for each of the z_N, as many as `chains`.
     """
     algorithm, world, sums = evaluation.algorithm, evaluation.site.world, Sums()
-    for begin in range(0, CHAINS, CHAIN_CHUNK):
+    for begin in range(0, chains, CHAIN_CHUNK):
         evaluation.site.poll()
-        at = torch.from_numpy(positions(begin, CHAIN_CHUNK, world.rank, world.size)).to(world.device)
+        count = min(CHAIN_CHUNK, chains - begin)
+        at = torch.from_numpy(positions(begin, count, world.rank, world.size)).to(world.device)
         noise = Noise(
             evaluation.settings.seed, (at[:, None] * DRAWS + torch.arange(DRAWS, device=at.device)).flatten()
         )
         codes = algorithm.chain(replace(noise, position=at.repeat_interleave(DRAWS)), noise)
         if codes is None:
             return {}
-        x = evaluation.unit(algorithm.decode(codes)).flatten(1).double().view(len(at), DRAWS, -1)
+        x = evaluation.unit(algorithm.decode(codes)).flatten(1).double().unflatten(0, (len(at), DRAWS))
         sums.add("within", x.var(1).sum(0))
         sums.add("mean", x.mean(1).sum(0))
         sums.add("mean^2", x.mean(1).square().sum(0))
-    total = {k: v / CHAINS for k, v in sums.reduce(world).items()}
+    total = {k: v / chains for k, v in sums.reduce(world).items()}
     within = total["within"].sum()
-    means = (total["mean^2"] - total["mean"].square()).sum() * CHAINS / (CHAINS - 1)
+    means = (total["mean^2"] - total["mean"].square()).sum() * chains / (chains - 1)
     between = (means - within / DRAWS).clamp_min(0)
     return {f"generative_use/z{algorithm.levels}": float(between / (between + within))}
