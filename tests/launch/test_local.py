@@ -88,6 +88,7 @@ def test_a_point_runs_once_restarts_after_a_kill_and_saves_when_cancelled(projec
 def test_cancelling_never_signals_another_machines_or_a_strangers_process(tmp_path: Path) -> None:
     (tmp_path / "points").mkdir()
     with subprocess.Popen(["sleep", "60"]) as stranger:
+        until(Path(f"/proc/{stranger.pid}/cmdline").read_bytes, 10)  # before that it might be anybody's
         submission = Submission(tmp_path, "local", [0], {}, str(stranger.pid), platform.node(), 1)
         submission.add_event(0, "start", job=f"pid {stranger.pid}")
         local.cancel(submission, [0])
