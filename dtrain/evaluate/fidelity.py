@@ -42,7 +42,7 @@ Images = Iterator[tuple[Tensor, Tensor]]  # positions int64 [B], and uint8 [B, C
 
 @dataclass(frozen=True)
 class Features:
-    """Of N images in their order. rows, blurred [N, D]: blurred is empty where not asked for. logits [N, K].
+    """Of N images in their order. rows, blurred [N, D]: blurred is [N, 0] where not asked for. logits [N, K].
 
     sharpness [N]: see `laplacian`.
     """
@@ -102,7 +102,7 @@ def measure(features: Features, reference: Features) -> dict[str, float]:
     if features.logits.shape[1]:
         inception = isc_features_to_metric(features.logits)
         found |= {"isc": inception["inception_score_mean"], "isc_std": inception["inception_score_std"]}
-    if len(reference.blurred):
+    if reference.blurred.shape[1]:
         found["fid_blurred"] = frechet(features.blurred[:count], reference.blurred[:count])
     return found
 
