@@ -26,7 +26,7 @@ def test_the_tables_in_the_repository_are_up_to_date() -> None:
     assert subprocess.run([sys.executable, TOOL, "--check"], check=False).returncode == 0
 
 
-def test_a_cell_is_mean_and_deviation_over_the_stored_runs(tool: dict[str, Any]) -> None:
+def test_a_cell_is_mean_and_deviation_over_the_stored_runs() -> None:
     found = []
     for seed in range(3):
         with gzip.open(ROOT / "docs" / "results" / f"aeot_mnist_s{seed}.jsonl.gz", "rt") as f:
