@@ -1,4 +1,5 @@
-"""python launch/collect.py SWEEP: a sweep's results as results.csv, results.md and heatmap.png, best point first.
+"""python launch/collect.py SWEEP: a sweep's results as results.csv, results.md, heatmap.png and front.png, best
+point first.
 
 Points are judged by the validation split; the test split's numbers stand beside them as test/<metric>. Works while
 the sweep still runs, and says which points are missing. dtrain/metrics.py knows which way each metric is better.
@@ -22,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Pyt
 from dtrain.config import ConfigError
 from dtrain.files import read_lines
 from dtrain.metrics import larger_is_better, order
+from launch.front import Point
+from launch.front import draw as draw_front
 from launch.heatmap import draw
 from launch.standing import State, states
 from launch.store import SweepFolder
@@ -59,21 +62,28 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder of the results (default: the sweep's own)")
     parser.add_argument("--objective", default="objective", help="metric to judge by (default: objective, Eq. 14)")
     parser.add_argument("--heat", nargs=2, metavar="KEY", help="rows and columns of the heat map, of the swept keys")
+    parser.add_argument(
+        "--front", nargs=2, metavar="METRIC", action="append", default=[],
+        help="two metrics against each other, in front.png; again for a panel more",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     try:
         sweep = SweepFolder.open((args.dir / Path(args.sweep).name).absolute())
-        collect(sweep, args.out or sweep.path, args.objective, args.heat)
+        collect(sweep, args.out or sweep.path, args.objective, args.heat, args.front)
     except ConfigError as e:
         print(f"collect: {e}", file=sys.stderr)
         return 2
     return 0
 
 
-def collect(sweep: SweepFolder, out: Path, objective: str, heat: list[str] | None) -> None:
-    """Writes the tables and the heat map, and prints the table, the best point and what is missing."""
+def collect(
+    sweep: SweepFolder, out: Path, objective: str, heat: list[str] | None, front: list[list[str]] | None = None
+) -> None:
+    """Writes the tables and the pictures, and prints the table, the best point and what is missing."""
     rows = read_rows(sweep)
     groups = grouped(rows, objective)
     axes = _axes(sweep, heat)
+    points = _points(groups, front or [])
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / "results.csv", sweep, rows)
     text = markdown(groups, rows, objective)
@@ -88,6 +98,9 @@ def collect(sweep: SweepFolder, out: Path, objective: str, heat: list[str] | Non
             objective,
         )
         files.append(out / "heatmap.png")
+    if front and points:
+        draw_front(out / "front.png", points, [(x, y) for x, y in front])
+        files.append(out / "front.png")
     print("wrote " + " ".join(map(str, files)))
 
 
@@ -143,6 +156,16 @@ def grouped(rows: list[Row], objective: str) -> list[Setting]:
     return sorted(found, key=lambda s: order(objective, s.mean))
 
 
+def _points(groups: list[Setting], front: list[list[str]]) -> list[Point]:
+    """The settings with the means of the metrics asked for. Raises ConfigError for one that no run has."""
+    metrics = [m for pair in front for m in pair]
+    for metric in metrics:
+        larger_is_better(metric)
+        if groups and not any(metric in r.metrics for g in groups for r in g.rows):
+            raise ConfigError(f"--front {metric}: the runs have {', '.join(sorted(groups[0].rows[0].metrics))}")
+    return [Point(g.values, {m: _mean([r.metrics for r in g.rows], m) for m in metrics}) for g in groups]
+
+
 def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
     """The table, the best point, and the points that are missing."""
     lines = []
@@ -154,8 +177,8 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
         lines += ["| " + " | ".join(map(plain, head)) + " |", "|" + "--|" * len(head)]
         for g in groups:
             score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
-            rest = [_mean([r.metrics for r in g.rows], m) for m in others]
-            test = _mean([r.test for r in g.rows], objective)
+            rest = [f"{_mean([r.metrics for r in g.rows], m):.4g}" for m in others]
+            test = f"{_mean([r.test for r in g.rows], objective):.4g}"
             lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest, test]) + " |")
         best = ", ".join(f"{plain(k)}={plain(v)}" for k, v in groups[0].values.items()) or "all seeds"
         runs = " ".join(plain(r.state.entry.run) for r in groups[0].rows)
@@ -171,8 +194,8 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _mean(numbers: list[dict[str, float]], metric: str) -> str:
-    return f"{statistics.fmean(n.get(metric, math.nan) for n in numbers):.4g}"
+def _mean(numbers: list[dict[str, float]], metric: str) -> float:
+    return statistics.fmean(n.get(metric, math.nan) for n in numbers)
 
 
 def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:

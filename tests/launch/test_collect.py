@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import multiprocessing
 import shutil
 from multiprocessing.synchronize import Event
@@ -17,6 +18,7 @@ from PIL import Image
 from dtrain.config import ConfigError
 from dtrain.files import append_line, locked
 from launch.collect import collect, grouped, read_rows
+from launch.front import Point, front
 from launch.heatmap import cells, draw
 from launch.points import make_points
 from launch.store import ROOT, SweepFolder, open_sweep, snapshot, sweep_id
@@ -121,6 +123,38 @@ def test_a_cell_shows_the_best_over_the_other_keys() -> None:
     scores = {(("a", 1), ("b", 1), ("c", c)): float(c) for c in (3, 2, 5)}
     assert cells(scores, {"a": [1], "b": [1]}, "objective").tolist() == [[2.0]]
     assert cells(scores, {"a": [1], "b": [1]}, "isc/digits/normal").tolist() == [[5.0]]
+
+
+def test_the_front_is_what_no_point_beats_in_both_metrics() -> None:
+    def point(n: int, mse: float, isc: float) -> Point:
+        return Point({"n": n}, {"mse/h0": mse, "isc/digits/normal": isc})
+
+    points = [
+        point(1, 0.1, 5.0),
+        point(2, 0.2, 9.0),
+        point(3, 0.2, 8.0),
+        point(4, 0.15, 5.0),
+        point(5, math.nan, 10.0),
+    ]
+    assert [p.values["n"] for p in front(points, "mse/h0", "isc/digits/normal")] == [1, 2]
+    assert [p.values["n"] for p in front([*points, point(6, 0.2, 9.0)], "mse/h0", "isc/digits/normal")] == [1, 2, 6]
+    assert [p.values["n"] for p in front(points, "mse/h0", "mse/h0")] == [1]
+
+
+def test_the_front_is_drawn_in_a_panel_for_each_pair_of_metrics(tmp_path: Path, shards: Path) -> None:
+    sweep = made(tmp_path, shards, "model.lambda_rec=.1,.5", "model.lambda_match=1,2", "seed=0,1")
+    for n, point in enumerate(sweep.points[:-1]):
+        finish(point.run, objective=float(n), **{"explained/level1": float(n)})
+    pair = ["objective", "explained/level1"]
+    widths = []
+    for pairs in ([pair], [pair, pair]):
+        collect(sweep, tmp_path / "out", "objective", None, pairs)
+        widths.append(Image.open(tmp_path / "out" / "front.png").width)
+    assert widths[1] == 2 * widths[0]
+    with pytest.raises(ConfigError, match="--front mse/h0: the runs have explained/level1, objective"):
+        collect(sweep, tmp_path / "out", "objective", None, [["mse/h0", "objective"]])
+    with pytest.raises(ConfigError, match="no known family"):
+        collect(sweep, tmp_path / "out", "objective", None, [["score", "objective"]])
 
 
 def test_the_same_points_in_any_order_are_the_same_sweep(tmp_path: Path, shards: Path) -> None:
