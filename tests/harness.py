@@ -35,18 +35,23 @@ SWAE = (
     "model=swae", ON_24, "model.code_dim=3", "model.latent_dim=3", "model.width=4", "model.critic_width=4",
     "model.hidden=8",
 )  # fmt: skip
-WAE = ("model=wae", ON_24, "model.code_dim=3", "model.width=4")
+AE = (ON_24, "model.code_dim=3", "model.width=4")
 AEOT = ("model=aeot", ON_24, "model.latent_dim=3", "model.width=4", "model.hidden=16", "model.workers=0")
 EIGHT = ("model=eight_gaussians", "model.hidden=16", "model.workers=0")
-VAE = ("model=vae", ON_24, "model.latent_dim=3", "model.width=4")
+VAE = (ON_24, "model.latent_dim=3", "model.width=4")
 PRIOR = (ON_24, "model.width=2", "model.code_dim=13")
 MODELS: dict[str, tuple[str, ...]] = {
     "stackedwae": STACKED,
     "adversary": STACKED,
     "swae": SWAE,
-    "wae": WAE,
+    "ae": ("model=ae", *AE),
+    "wae_mmd": ("model=wae_mmd", *AE),
+    "wae_gan": ("model=wae_gan", *AE, "model.critic_hidden=8"),
     "wae_hierarchical": ("model=wae_hierarchical", *STACKED),
-    "vae": VAE,
+    "vae": ("model=vae", *VAE),
+    "vampprior": ("model=vampprior", *VAE, "model.pseudo_inputs=6"),
+    "ali": ("model=ali", *VAE),
+    "alice": ("model=alice", *VAE),
     "aeot": AEOT,
     "aeot_semidiscrete": ("model=aeot_semidiscrete", *AEOT[1:]),
     "eight_gaussians": EIGHT,
@@ -201,11 +206,22 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def train(config: Config, steps: int = 20, double: bool = True) -> tuple[dict[str, Tensor], dict[str, float]]:
+Trained = tuple[dict[str, Tensor], dict[str, float]]
+
+
+def train(config: Config, steps: int = 20, double: bool = True) -> Trained:
     """A whole short run on this rank's world: final weights and the last step's metrics."""
-    session = Session(config, start("cpu", timeout=60), double)
-    metrics = session.steps(steps)
-    return session.weights(), metrics
+    return train_each([config], steps, double)[0]
+
+
+def train_each(configs: list[Config], steps: int, double: bool = True) -> list[Trained]:
+    """One after the other on the same world."""
+    world, trained = start("cpu", timeout=60), []
+    for config in configs:
+        session = Session(config, world, double)
+        metrics = session.steps(steps)
+        trained.append((session.weights(), metrics))
+    return trained
 
 
 def noise(rows: int) -> Noise:

@@ -278,7 +278,7 @@ def test_the_numbers_of_the_eight_gaussians() -> None:
 def test_the_autoencoders_networks_are_those_of_the_other_image_models() -> None:
     """So that their runs can take the first stage's place."""
     aeot = AEOT(FACTS, latent_dim=3, width=4)
-    wae = build_algorithm(make_config("wae"), FACTS)
+    wae = build_algorithm(make_config("wae_mmd"), FACTS)
     for name in ("encoder", "decoder"):
         ours, theirs = (m.get_submodule(name).state_dict() for m in (aeot, wae))
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}

@@ -145,7 +145,7 @@ def of(weights: dict[str, Tensor], *nets: str) -> dict[str, Tensor]:
 
 def test_another_runs_autoencoder_takes_the_first_stages_place(tmp_path: Path, faces: Path) -> None:
     other, run = tmp_path / "other", tmp_path / "run"
-    wae = {"_target_": "dtrain.models.wae.WAE", "code_dim": 3, "width": 4, "lambda_match": 1.0}
+    wae = {"_target_": "dtrain.models.wae.WAEMMD", "code_dim": 3, "width": 4, "lambda_match": 1.0}
     size = f"data.image_shape={list(SHAPE)}"
     assert execute(freeze(other, faces, size, "trainer.max_steps=4", model=wae)) == 0
     assert execute(configured(run, faces, autoencoder=str(other))) == 0

@@ -33,6 +33,16 @@ def samples(evaluation: Evaluation) -> Figures:
     return {"samples": show(pages, f"{count} samples from the model")}
 
 
+def learned(evaluation: Evaluation) -> Figures:
+    """Images that are weights of the algorithm, the first ones."""
+    images = evaluation.algorithm.learned_images()
+    if images is None:
+        return {}
+    shown = images[: evaluation.settings.samples]
+    page = tile(pixels(evaluation, shown), round(len(shown) ** 0.5))
+    return {"learned_images": show([("", page)], f"{len(shown)} of {len(images)} images that the model has learned")}
+
+
 def reconstructions(evaluation: Evaluation) -> Figures:
     """Of held-out data, the deepest first, and the data."""
     x = evaluation.first[0][: evaluation.settings.rows]
@@ -147,6 +157,7 @@ Pictures = tuple[Callable[[Evaluation], Figures], ...]
 OF_IMAGES: Pictures = (
     samples,
     nearest,
+    learned,
     reconstructions,
     interpolation,
     paths,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from dtrain.noise import Noise
@@ -36,3 +38,13 @@ def kl_to_standard_normal(mean: Tensor, variance: Tensor) -> Tensor:
     Mean over the batch; both [B, ...] -> scalar. (Kingma & Welling, 2014, Appendix B.)
     """
     return 0.5 * (mean.square() + variance - variance.log() - 1).flatten(1).sum(1).mean()
+
+
+def log_density(z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """log N(z; mean, diag variance), summed over the last dimension: broadcast [..., d] -> [...]."""
+    return -0.5 * (math.log(2 * math.pi) + variance.log() + (z - mean).square() / variance).sum(-1)
+
+
+def mixture_log_density(z: Tensor, means: Tensor, variances: Tensor) -> Tensor:
+    """log 1/K sum_k N(z; means_k, diag variances_k): z [B, d], the others [K, d] -> [B]. (VampPrior, Eq. 9.)"""
+    return log_density(z[:, None], means, variances).logsumexp(1) - math.log(len(means))

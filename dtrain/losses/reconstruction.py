@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from dtrain.losses.gaussian import squared_cost
 
@@ -19,6 +20,15 @@ def scaled_gradient(x: Tensor, scale: float) -> Tensor:
 def squared_error(x: Tensor, y: Tensor, reduction: Reduction = "mean") -> Tensor:
     """|x - y|^2, the mean or the sum over elements, mean over the batch: x, y [B, ...] -> scalar."""
     return squared_cost(x, y) if reduction == "sum" else (x - y).square().mean()
+
+
+def cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
+    """-log p(x) of independent Bernoulli pixels, summed over them, mean over the batch: both [B, ...] -> scalar.
+
+    x in [-1, 1] stands for (x + 1) / 2, which need not be 0 or 1; so does the mean image tanh(logits).
+    """
+    of_pixels = F.binary_cross_entropy_with_logits(2 * logits, (x + 1) / 2, reduction="none")
+    return of_pixels.flatten(1).sum(1).mean()
 
 
 def relative_error(x: Tensor, y: Tensor, variance: Tensor) -> Tensor:

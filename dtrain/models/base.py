@@ -190,6 +190,10 @@ class Algorithm(nn.Module):
         """A square of side x side codes of the deepest level that is worth a picture, row by row, if there is one."""
         return None
 
+    def learned_images(self) -> Tensor | None:
+        """Images that are weights themselves, worth a picture, if there are any: [N, C, H, W]."""
+        return None
+
     def sample(self, noise: Noise, condition: Tensor | None = None) -> Tensor:
         """One image per row of the noise, from the first generative model."""
         return self.decode(next(iter(self.priors(condition).values()))(noise))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dtrain.data.batch import Batch
 from dtrain.losses.gaussian import draw, kl_to_standard_normal, squared_cost
+from dtrain.losses.reconstruction import cross_entropy
 from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Scale, Terms, Update
 from dtrain.nets.dcgan import ImageDecoder, ImageEncoder
 from dtrain.nets.mlp import variance_of
 from dtrain.noise import Noise
+
+Likelihood = Literal["gaussian", "bernoulli"]
 
 
 class GaussianLikelihood(nn.Module):
@@ -34,9 +38,9 @@ class GaussianLikelihood(nn.Module):
 
 
 class VAE(Algorithm):
-    """q(z | x) a diagonal Gaussian, p(x | z) a Gaussian around the decoder's image, prior N(0, I) on z.
+    """q(z | x) a diagonal Gaussian, p(x | z) around the decoder's image, prior N(0, I) on z.
 
-    variance: sigma^2 of the likelihood before training.
+    likelihood: gaussian, or bernoulli of pixels in [0, 1]. variance: the Gaussian's sigma^2 before training.
     """
 
     value_range = (-1.0, 1.0)
@@ -47,14 +51,18 @@ class VAE(Algorithm):
         *,
         latent_dim: Dimension,
         width: Dimension = 64,
+        likelihood: Likelihood = "gaussian",
         variance: Scale = 0.1,
     ) -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.encoder = ImageEncoder(data.image_shape, 2 * latent_dim, width)
-        self.decoder = ImageDecoder(data.image_shape, latent_dim, width)
-        self.likelihood = GaussianLikelihood(variance)
-        self.groups = {"autoencoder": ("encoder", "decoder", "likelihood")}
+        self.decoder = ImageDecoder(data.image_shape, latent_dim, width, squash=likelihood == "gaussian")
+        self.groups = {"autoencoder": ("encoder", "decoder")}
+        self.gaussian = likelihood == "gaussian"
+        if self.gaussian:
+            self.likelihood = GaussianLikelihood(variance)
+            self.groups = {"autoencoder": ("encoder", "decoder", "likelihood")}
 
     def step(self, batches: Iterator[Batch], update: Update) -> None:
         update("autoencoder", self.objective, next(batches))
@@ -64,9 +72,14 @@ class VAE(Algorithm):
         mean, variance = self.posterior(batch.x)
         z = draw(mean, variance, batch.noise, "z")
         return {
-            "x": self.likelihood(batch.x, self.decoder(z)),
+            "x": self.error(batch.x, z),
             "kl": kl_to_standard_normal(mean, variance),
         }
+
+    def error(self, x: Tensor, z: Tensor) -> Tensor:
+        """-log p(x | z), mean over the batch."""
+        out = self.decoder(z)
+        return self.likelihood(x, out) if self.gaussian else cross_entropy(out, x)
 
     def validate(self, batch: Batch) -> Terms:
         return self.objective(batch)
@@ -84,7 +97,8 @@ class VAE(Algorithm):
         yield self.posterior(x)
 
     def decode(self, z: Tensor, level: int = 1) -> Tensor:
-        return self.decoder(z)
+        out = self.decoder(z)
+        return out if self.gaussian else out.tanh()
 
     def sample_codes(self, noise: Noise) -> Tensor:
         """z from the prior."""

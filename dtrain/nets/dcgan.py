@@ -56,10 +56,11 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """[B, code] -> float32 [B, C, S, S] in [-1, 1]: ImageEncoder's mirror."""
+    """[B, code] -> float32 [B, C, S, S] in [-1, 1]: ImageEncoder's mirror. squash: False leaves out the last tanh."""
 
-    def __init__(self, image_shape: tuple[int, int, int], code: int, width: int) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], code: int, width: int, squash: bool = True) -> None:
         super().__init__()
+        self.squash = squash
         sides = _sides(image_shape)
         filters = _filters(width, len(sides) - 1)[::-1]
         start = filters[0] * sides[-1] ** 2
@@ -72,7 +73,8 @@ class ImageDecoder(nn.Module):
         self.body = nn.Sequential(*layers, nn.ConvTranspose2d(filters[-1], image_shape[0], 4, 2, 1))
 
     def forward(self, z: Tensor) -> Tensor:
-        return full_precision(self.body(z)).tanh()
+        x = full_precision(self.body(z))
+        return x.tanh() if self.squash else x
 
 
 class PatchCritic(nn.Module):
@@ -131,3 +133,27 @@ class ImageCritic(nn.Module):
         text = self.text(s)[:, :, None, None].expand(-1, -1, *maps.shape[2:])
         hidden = self.hidden(torch.cat([maps, text], 1).flatten(1))
         return full_precision(self.head(hidden)), full_precision(maps.flatten(1)), full_precision(hidden)
+
+
+class JointCritic(nn.Module):
+    """Pairs of image and code, forward(x [B, C, S, S], z [B, d], kept [B, *KEPT]) -> float32 logits [B, 1] (ALI).
+
+    kept: factors of the units of the last two layers, which are dropped where it is 0. Sizes are not stated.
+    """
+
+    CODE, HIDDEN = 512, 1024
+    KEPT = (2, HIDDEN)
+
+    def __init__(self, image_shape: tuple[int, int, int], code: int, width: int) -> None:
+        super().__init__()
+        layers, features = _halvings(image_shape, width)
+        self.image = nn.Sequential(*layers, nn.Flatten())
+        self.code = nn.Sequential(leaky(code, self.CODE), leaky(self.CODE, self.CODE))
+        self.joint = nn.ModuleList([leaky(features + self.CODE, self.HIDDEN), leaky(self.HIDDEN, self.HIDDEN)])
+        self.head = nn.Linear(self.HIDDEN, 1)
+
+    def forward(self, x: Tensor, z: Tensor, kept: Tensor) -> Tensor:
+        hidden = torch.cat([self.image(x), self.code(z)], 1)
+        for layer, factors in zip(self.joint, kept.unbind(1), strict=True):
+            hidden = layer(hidden) * factors
+        return full_precision(self.head(hidden))

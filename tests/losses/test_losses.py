@@ -11,7 +11,9 @@ from dtrain.losses.gaussian import (
     draw,
     expected_squared_cost,
     kl_to_standard_normal,
+    log_density,
     log_variance_penalty,
+    mixture_log_density,
     squared_cost,
 )  # fmt: skip
 from dtrain.losses.mmd import SCALES, imq_mmd
@@ -121,3 +123,16 @@ def test_samples_have_their_mean_and_variance() -> None:
     z = draw(mean, variance, Noise.of(40_000), "z")
     torch.testing.assert_close(z.mean(0), mean[0], atol=0.05, rtol=0)
     torch.testing.assert_close(z.var(0), variance[0], rtol=0.05, atol=0)
+
+
+def test_log_density_is_torchs() -> None:
+    z, mean, variance = rows(5, 3, 0), rows(5, 3, 1), rows(5, 3, 2).exp()
+    expected = torch.distributions.Normal(mean, variance.sqrt()).log_prob(z).sum(1)
+    torch.testing.assert_close(log_density(z, mean, variance), expected)
+
+
+def test_mixture_density_is_the_mean_of_its_components_and_stays_finite_far_away() -> None:
+    z, means, variances = rows(5, 3, 0), rows(4, 3, 1), rows(4, 3, 2).exp()
+    components = [log_density(z, means[k], variances[k]).exp() for k in range(4)]
+    torch.testing.assert_close(mixture_log_density(z, means, variances), (sum(components) / 4).log())
+    assert mixture_log_density(1e3 * torch.ones(1, 3), means, variances).isfinite().all()
