@@ -85,7 +85,7 @@ class Evaluator:
     test: Evaluation
 
     def _on(self, split: HeldOut) -> Evaluation:
-        """Of the weights at hand."""
+        """The split's, with nothing that was kept of other weights."""
         evaluation = self.valid if split == "valid" else self.test
         evaluation.forget()
         return evaluation
@@ -127,8 +127,7 @@ class Evaluator:
 
     def measure(self, split: HeldOut) -> dict[str, float]:
         """All numbers. Interrupted once all ranks agree to stop."""
-        values: dict[str, float] = {}
-        evaluation = self._on(split)
+        evaluation, values = self._on(split), dict[str, float]()
         for measure in MEASURES:
             values |= measure(evaluation)
         return values

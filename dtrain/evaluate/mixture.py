@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,7 +31,7 @@ class GaussianMixture:
     @classmethod
     def standard(cls, shape: torch.Size, device: torch.device) -> GaussianMixture:
         """N(0, I), for codes of a shape."""
-        d = math.prod(shape)
+        d = shape.numel()
         return cls(torch.ones(1), torch.zeros(1, d), torch.eye(d)[None], shape).to(device)
 
     def to(self, device: torch.device) -> GaussianMixture:
