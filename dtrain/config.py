@@ -133,11 +133,8 @@ class TrainerConfig(_Section):
     def lengths(self, stages: list[str]) -> dict[str, int]:
         """The steps of every stage. ConfigError unless the settings name just the stages that there are."""
         names = ", ".join(stages)
-        for key, value in (
-            ("max_steps", self.max_steps),
-            ("patience", self.patience),
-            ("checkpoint.best", self.checkpoint.best),
-        ):
+        by_stage = {"max_steps": self.max_steps, "patience": self.patience, "checkpoint.best": self.checkpoint.best}
+        for key, value in by_stage.items():
             wrong = [name for name in value if name not in stages] if isinstance(value, dict) else []
             if wrong:
                 raise ConfigError(f"trainer.{key}.{wrong[0]}: the model has no such stage, but {names}")
@@ -188,6 +185,7 @@ def _sentence(text: str) -> str:
 
 class EvaluateConfig(_Section):
     split: HeldOut
+    sampler: Literal["prior", "gmm"]
     samples: Positive
     rows: Positive
     grid: Positive

@@ -23,7 +23,7 @@ from dtrain.config import Config, ConfigError, run_dir, signature
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.evaluate.preflight import check as check_evaluation
-from dtrain.evaluate.preflight import check_text
+from dtrain.evaluate.preflight import check_model
 from dtrain.faults import Interrupted, StopSignal
 from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text
 from dtrain.target import completed
@@ -46,7 +46,7 @@ def run(config: Config, yaml: str) -> int:
     splits = open_data(config)
     check_evaluation(config.evaluate, splits[0])
     algorithm = build_algorithm(config, facts(splits[0]))
-    check_text(config.evaluate, algorithm.condition, splits[0])
+    check_model(config.evaluate, algorithm, splits[0])
     folder = run_dir(config)
     content = {split.path.name: split.content for split in splits}
     _check_folder(folder, config, content)

@@ -73,7 +73,7 @@ def _build_error(content: dict[str, object]) -> str | None:
     import torch
 
     from dtrain.build import build_algorithm, facts, open_data
-    from dtrain.evaluate.preflight import check, check_text
+    from dtrain.evaluate.preflight import check, check_model
 
     try:
         config = read(OmegaConf.create(content))
@@ -81,7 +81,7 @@ def _build_error(content: dict[str, object]) -> str | None:
         check(config.evaluate, train)
         with torch.device("meta"):  # shapes without memory
             algorithm = build_algorithm(config, facts(train))
-        check_text(config.evaluate, algorithm.condition, train)
+        check_model(config.evaluate, algorithm, train)
     except ConfigError as e:
         return str(e)
     return None

@@ -21,6 +21,7 @@ TOGETHER = {
     "tests/test_checkpoint.py": "checkpoint",
     "tests/test_fidelity.py": "fidelity",
     "tests/test_hostile.py": "hostile",
+    "tests/test_mixture.py": "mixture",
     "tests/test_signals.py": "signals",
     "tests/test_stages.py": "stages",
 }

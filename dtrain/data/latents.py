@@ -26,17 +26,19 @@ def latents(site: Site, encode: Callable[[Tensor], Tensor], *groups: str) -> Ten
     key = f"{site.train.split.manifest['sha256'][:16]}-{site.digest(*groups)}"
     file = site.folder / "latents" / f"{key}.npy"
     if not site.world.share(file.exists()):
-        work = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-        _write(site, encode, work)
+        codes = encoded(site, encode)
         if site.world.main:
-            os.replace(work, file)
+            _write(codes, file)
         site.world.barrier()
     return torch.from_numpy(np.load(file))
 
 
 @torch.no_grad()
-def _write(site: Site, encode: Callable[[Tensor], Tensor], work: Path) -> None:
-    """All ranks encode their rows; rank 0 brings them into the order of the samples."""
+def encoded(site: Site, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """encode(x) of every training image, unflipped, in the order of the samples: float32 [N, ...] on the CPU.
+
+    All ranks encode their rows, and all get all codes.
+    """
     codes: Tensor | None = None
     for batch in site.train.once():
         site.poll()
@@ -46,9 +48,14 @@ def _write(site: Site, encode: Callable[[Tensor], Tensor], work: Path) -> None:
             codes = torch.empty(len(site.train), *rows.shape[1:])
         codes[index] = rows
     assert codes is not None
-    if site.world.main:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        with work.open("wb") as f:
-            np.save(f, codes.numpy())
-            f.flush()
-            os.fsync(f.fileno())
+    return codes
+
+
+def _write(codes: Tensor, file: Path) -> None:
+    work = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with work.open("wb") as f:
+        np.save(f, codes.numpy())
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(work, file)

@@ -45,7 +45,7 @@ def evaluate_run(config: Config, folder: Path) -> int:
     from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
     from dtrain.evaluate.evaluation import Evaluation
     from dtrain.evaluate.evaluator import Evaluator
-    from dtrain.evaluate.preflight import check, check_text
+    from dtrain.evaluate.preflight import check, check_model
     from dtrain.faults import Interrupted, StopSignal
     from dtrain.trainer import Trainer
     from dtrain.world import leave, start
@@ -53,7 +53,7 @@ def evaluate_run(config: Config, folder: Path) -> int:
     splits = open_data(config)
     check(config.evaluate, splits[0])
     algorithm = build_algorithm(config, facts(splits[0]))
-    check_text(config.evaluate, algorithm.condition, splits[0])
+    check_model(config.evaluate, algorithm, splits[0])
     world = start(config.trainer.device, config.trainer.timeout)
     try:
         train, valid, test = build_loaders(config, algorithm, splits, world)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from dtrain.config import EvaluateConfig
 from dtrain.data.build import Loader
+from dtrain.evaluate import mixture
 from dtrain.models.base import Algorithm, Prior, Site
 from dtrain.noise import Noise
 from dtrain.world import gather
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Evaluation:
     """An algorithm in evaluation mode at its site, and the held-out images. cache: a folder for features of the data.
 
     Every rank has one, and calls the same functions of it in the same order.
+    kept: what the weights decide and not the held-out images, by name; the evaluations of both splits share it.
     """
 
     algorithm: Algorithm
@@ -29,6 +34,21 @@ class Evaluation:
     heldout: Loader
     settings: EvaluateConfig
     cache: Path
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Drops what was kept of other weights than those at hand."""
+        weights = self.site.digest(*self.algorithm.groups)
+        if self.kept.get("weights") != weights:
+            self.kept.clear()
+            self.kept["weights"] = weights
+
+    def keep(self, name: str, compute: Callable[[], T]) -> T:
+        """compute(), once for the weights at hand."""
+        if name not in self.kept:
+            self.kept[name] = compute()
+        found: T = self.kept[name]
+        return found
 
     def noise(self, count: int) -> Noise:
         """Of samples that do not depend on the data."""
@@ -47,8 +67,12 @@ class Evaluation:
         return every[position.cpu() % len(every)].to(position.device)
 
     def priors(self, noise: Noise) -> Mapping[str, Prior]:
-        """The algorithm's, under these samples' conditions."""
-        return self.algorithm.priors(self.condition(noise.position))
+        """The algorithm's, under these samples' conditions; with evaluate.sampler=gmm also `gmm`, which has none."""
+        priors = self.algorithm.priors(self.condition(noise.position))
+        if self.settings.sampler == "prior":
+            return priors
+        fitted = self.keep("mixture", lambda: mixture.fitted(self.algorithm, self.site, self.settings.seed))
+        return {**priors, "gmm": fitted.draw}
 
     def unit(self, x: Tensor) -> Tensor:
         """Images of the algorithm's range in [0, 1]."""

@@ -17,6 +17,7 @@ from dtrain.evaluate.critic_gap import critic_gap
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.heldout import held_out, use_of_the_deepest
 from dtrain.evaluate.hue_match import hue_match, words_asked_for
+from dtrain.evaluate.mixture import GaussianMixture
 from dtrain.evaluate.transport import names, transport_numbers
 from dtrain.faults import Interrupted
 
@@ -65,8 +66,11 @@ class FirstBatch:
 
 
 def _sampled(evaluation: Evaluation) -> dict[str, torch.Size]:
-    """The shape of two samples from every prior."""
+    """The shape of two samples from every prior; in the place of a mixture that is yet to be fitted, from N(0, I)."""
     noise = evaluation.noise(2)
+    if evaluation.settings.sampler == "gmm":
+        code = evaluation.algorithm.encode(next(iter(evaluation.heldout.once())).x)
+        evaluation.kept["mixture"] = GaussianMixture.standard(code.shape[1:], code.device)
     return {k: evaluation.algorithm.decode(prior(noise)).shape for k, prior in evaluation.priors(noise).items()}
 
 
@@ -81,7 +85,10 @@ class Evaluator:
     test: Evaluation
 
     def _on(self, split: HeldOut) -> Evaluation:
-        return self.valid if split == "valid" else self.test
+        """The split's, with nothing that was kept of other weights."""
+        evaluation = self.valid if split == "valid" else self.test
+        evaluation.forget()
+        return evaluation
 
     def rehearse(self) -> set[str]:
         """Measures and samples one batch, before anything is trained; the names of the metrics that there will be.
@@ -93,7 +100,7 @@ class Evaluator:
 
     @staticmethod
     def _rehearse(whole: Evaluation) -> set[str]:
-        evaluation = replace(whole, heldout=FirstBatch(whole.heldout))
+        evaluation = replace(whole, heldout=FirstBatch(whole.heldout), kept={})
         model = type(evaluation.algorithm).__name__
         try:
             metrics = set(held_out(evaluation)) | set(use_of_the_deepest(evaluation, chains=2))
@@ -120,9 +127,9 @@ class Evaluator:
 
     def measure(self, split: HeldOut) -> dict[str, float]:
         """All numbers. Interrupted once all ranks agree to stop."""
-        values: dict[str, float] = {}
+        evaluation, values = self._on(split), dict[str, float]()
         for measure in MEASURES:
-            values |= measure(self._on(split))
+            values |= measure(evaluation)
         return values
 
     def draw(self, split: HeldOut) -> None:

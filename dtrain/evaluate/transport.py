@@ -8,13 +8,13 @@ from torch import Tensor
 
 from dtrain.data.problems import CENTRES, Mixture
 from dtrain.evaluate.evaluation import Evaluation
+from dtrain.evaluate.mixture import fit
 from dtrain.losses.ot import half_squared_distances, transport
 from dtrain.models.base import Algorithm
 from dtrain.models.potential import PotentialModel
 from dtrain.noise import Noise
 from dtrain.world import gather
 
-COMPONENTS = 10  # of the Gaussian mixture that is fitted to the training codes
 NEW_POINTS = 10_000  # mapped to the eight Gaussians
 
 
@@ -77,18 +77,15 @@ def _held_out(evaluation: Evaluation, algorithm: PotentialModel) -> Tensor:
 def _distances(
     evaluation: Evaluation, codes: Tensor, heldout: Tensor, noise: Tensor, mapped: Tensor
 ) -> dict[str, float]:
-    from sklearn.mixture import GaussianMixture
-
     count, seed = min(len(heldout) // 2, len(noise)), evaluation.settings.seed
     half, other = heldout[:count], heldout[count : 2 * count]
     centre, covariance = codes.mean(0), torch.cov(codes.T)
-    fitted = GaussianMixture(min(COMPONENTS, len(codes)), random_state=seed).fit(codes.double().numpy())
     others = {
         "mapped": mapped[:count],
         "floor": other,
         "normal": noise[:count],
         "gaussian": centre + noise[:count] @ torch.linalg.cholesky(covariance).T,
-        "mixture": torch.from_numpy(fitted.sample(count)[0]),
+        "mixture": fit(codes, seed).draw(Noise.of(count, seed)),
     }
     values = {}
     for name, points in others.items():

@@ -173,7 +173,7 @@ class Algorithm(nn.Module):
         raise NotImplementedError
 
     def priors(self, condition: Tensor | None = None) -> Mapping[str, Prior]:
-        """The generative models by name: noise of B rows -> B codes of level 1.
+        """The generative models by name: noise of B rows -> B codes of level 1; {} where the algorithm has none.
 
         condition: [B] labels or [B, E] embeddings, where the algorithm has a condition.
         """
@@ -195,8 +195,10 @@ class Algorithm(nn.Module):
         return None
 
     def sample(self, noise: Noise, condition: Tensor | None = None) -> Tensor:
-        """One image per row of the noise, from the first generative model."""
-        return self.decode(next(iter(self.priors(condition).values()))(noise))
+        """One image per row of the noise, from the first generative model. ValueError where there is none."""
+        for prior in self.priors(condition).values():
+            return self.decode(prior(noise))
+        raise ValueError(f"{type(self).__name__} has no generative model of its own to draw samples from")
 
     def reconstruct(self, x: Tensor, level: int = 1) -> Tensor:
         """Encode up to a level and decode down again."""
