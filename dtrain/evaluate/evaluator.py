@@ -80,7 +80,8 @@ class Evaluator:
     valid: Evaluation
     test: Evaluation
 
-    def _on(self, split: HeldOut) -> Evaluation:
+    def on(self, split: HeldOut) -> Evaluation:
+        """The evaluation on a split."""
         return self.valid if split == "valid" else self.test
 
     def rehearse(self) -> set[str]:
@@ -122,7 +123,7 @@ class Evaluator:
         """All numbers. Interrupted once all ranks agree to stop."""
         values: dict[str, float] = {}
         for measure in MEASURES:
-            values |= measure(self._on(split))
+            values |= measure(self.on(split))
         return values
 
     def draw(self, split: HeldOut) -> None:
@@ -130,7 +131,7 @@ class Evaluator:
         from dtrain.evaluate.pages import close  # loads matplotlib
         from dtrain.evaluate.pictures import OF_IMAGES, OF_RUNS
 
-        evaluation = self._on(split)
+        evaluation = self.on(split)
         site = evaluation.site
         for picture in (*OF_IMAGES, *OF_RUNS) if evaluation.algorithm.levels else OF_RUNS:
             site.poll()
