@@ -34,9 +34,11 @@ def measured(rows: Sequence[Row]) -> list[Number]:
 def summary(numbers: Sequence[Number], rows: Sequence[Row], split: HeldOut) -> pd.DataFrame:
     """A line for each metric of each row: mean, standard deviation of the sample, how many seeds, and the papers'.
 
-    Of real images, what all runs agree on is one line.
+    Of real images, what all runs agree on is one line, if they are of the same data.
     """
-    frame = _agreed(pd.DataFrame(numbers, columns=[*KEYS, "value"]))
+    frame = pd.DataFrame(numbers, columns=[*KEYS, "value"])
+    if all(row.first.data == rows[0].first.data for row in rows):
+        frame = _agreed(frame)
     values = frame.groupby(KEYS, sort=False)["value"]
     # pandas leaves NaN out of a mean, but a seed that has diverged must show.
     result = values.agg(
@@ -44,8 +46,9 @@ def summary(numbers: Sequence[Number], rows: Sequence[Row], split: HeldOut) -> p
     ).reset_index()
     of = {row.label: row for row in rows}
     result.insert(2, "model", [of[k].first.model if k in of else "" for k in result["row"]])
-    result.insert(3, "runs", [_runs([of[k]] if k in of else rows) for k in result["row"]])
-    papers = [_papers(of.get(k, rows[0]), metric, by, split) for k, by, metric in _triples(result)]
+    result.insert(3, "runs", [_runs(of[k]) if k in of else "" for k in result["row"]])
+    named = zip(result["row"], result["metric"], result["of"], strict=True)
+    papers = [_papers(of.get(k, rows[0]), metric, by, split) for k, metric, by in named]
     return result.assign(paper=[p for p, _ in papers], same_protocol=[s for _, s in papers])
 
 
@@ -62,12 +65,8 @@ def _agreed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[~(same & frame.duplicated(KEYS))]
 
 
-def _runs(rows: Sequence[Row]) -> str:
-    return " ".join(run.folder.name for row in rows for run in row.runs)
-
-
-def _triples(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    return list(zip(frame["row"], frame["of"], frame["metric"], strict=True))
+def _runs(row: Row) -> str:
+    return " ".join(run.folder.name for run in row.runs)
 
 
 def _papers(row: Row, metric: str, of: str, split: HeldOut) -> tuple[str, str]:
@@ -84,7 +83,7 @@ def markdown(frame: pd.DataFrame, rows: Sequence[Row], split: HeldOut) -> str:
     about = pd.DataFrame(
         {
             "row": [row.label for row in rows], "model": [row.first.model for row in rows],
-            "runs": [_runs([row]) for row in rows], "seeds": [len(row.runs) for row in rows],
+            "runs": [_runs(row) for row in rows], "seeds": [len(row.runs) for row in rows],
         }
     )  # fmt: skip
     whole = cells[cells["part"].isin(["cost", "metric"])]
