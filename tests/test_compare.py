@@ -99,9 +99,8 @@ def test_numbers_are_those_of_the_runs_with_mean_and_deviation_over_seeds(runs: 
     assert table["vae", "", "mse/level1"]["mean"] == alone["mse/level1"]
     assert table["vae", "normal", "isc/digits"]["mean"] == alone["isc/digits/normal"]
     assert table["vae", "normal", "isc/digits"]["n"] == 1 and math.isnan(table["vae", "", "mse/level1"]["std"])
-    text = (compared / "compare.md").read_text()
     mse = [m["mse/h0"] for m in both]
-    assert f"{statistics.fmean(mse):.4g} ± {statistics.stdev(mse):.2g}" in text
+    assert f"{statistics.fmean(mse):.4g} ± {statistics.stdev(mse):.2g}" in (compared / "compare.md").read_text()
 
 
 def test_parameters_updates_and_images_are_counted(runs: Path, compared: Path) -> None:
