@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -14,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dtrain.models.base import Algorithm
 from dtrain.nets.batchnorm import SyncBatchNorm
 from dtrain.world import World, gather
+
+if TYPE_CHECKING:
+    from dtrain.update import Updater
 
 
 def distribute(
@@ -76,3 +82,16 @@ def average_buffers(algorithm: nn.Module, world: World) -> None:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer.div_(world.size)
+
+
+@contextmanager
+def evaluating(algorithm: Algorithm, updater: Updater, world: World) -> Iterator[None]:
+    """The algorithm in evaluation mode with the averaged weights, the same on every rank, and without gradients."""
+    average_buffers(algorithm, world)
+    training = algorithm.training
+    algorithm.eval()
+    try:
+        with updater.averaged(), torch.no_grad():
+            yield
+    finally:
+        algorithm.train(training)

@@ -43,6 +43,23 @@ WITHOUT = (
     "hue_chance",
     "critic_gap",
 )
+# Of the samples of one generative model, or of real images ("data"): the last part of the name says which.
+OF_SAMPLES = (
+    "isc",
+    "isc_std",
+    "fid",
+    "fid_blurred",
+    "kid",
+    "mind",
+    "precision",
+    "recall",
+    "sharpness",
+    "distance_images",
+    "confidence",
+    "accuracy",
+    "hue_match",
+    "hue_chance",
+)
 
 
 def family(metric: str) -> str:
@@ -53,6 +70,12 @@ def family(metric: str) -> str:
 def member(metric: str) -> str:
     """digits/normal of isc/digits/normal; "" of a metric that is alone in its family."""
     return metric.partition("/")[2]
+
+
+def by_prior(metric: str) -> tuple[str, str]:
+    """(isc/digits, normal) of isc/digits/normal; the metric and "" where it is not of samples."""
+    name, _, prior = metric.rpartition("/")
+    return (name, prior) if family(metric) in OF_SAMPLES and name else (metric, "")
 
 
 def larger_is_better(metric: str) -> bool:

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -162,7 +163,8 @@ def _open_folder(folder: Path, yaml: str, content: dict[str, str], world: World)
             replace_text(folder / "config.yaml", yaml)
             facts = {**_environment(world), "data": content}
             replace_text(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
-            append_line(folder / "metrics.jsonl", {"kind": "start", "restart": not first, "world_size": world.size})
+            begun = {"kind": "start", "time": time.time(), "restart": not first, "world_size": world.size}
+            append_line(folder / "metrics.jsonl", begun)
         except OSError as e:
             error = str(e)
     error = world.share(error)

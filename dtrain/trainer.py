@@ -7,7 +7,7 @@ import torch
 from dtrain import tensors
 from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys
 from dtrain.config import Config, ConfigError, HeldOut, of_stage
-from dtrain.distributed import average_buffers, distribute
+from dtrain.distributed import average_buffers, distribute, evaluating
 from dtrain.faults import Interrupted, NonFinite, StopSignal, explain
 from dtrain.files import STOPPED
 from dtrain.judge import Evaluator, Judge
@@ -178,13 +178,17 @@ class Trainer:
                 self._save_judged(value)
         self.log.beat(self.step)
 
-    def evaluate(self, split: HeldOut, finished: bool) -> None:
-        """Evaluates and draws the newest checkpoint, or a finished run's result. ConfigError if there is none."""
+    def restore(self, finished: bool) -> None:
+        """Loads the newest checkpoint, or a finished run's result. ConfigError if there is none."""
         found = self._restore()
         if finished and self.judge.patience:
             found = self._restore(best=True)
         if not found:
             raise ConfigError(f"{self.site.folder} has no checkpoint that verifies: there is nothing to evaluate yet")
+
+    def evaluate(self, split: HeldOut, finished: bool) -> None:
+        """Evaluates and draws what `restore` loads."""
+        self.restore(finished)
         self.log.start(self.step)
         self._evaluate(split, pictures=True)
         self.log.line(f"pictures in {self.site.folder / 'images'}")
@@ -298,18 +302,11 @@ class Trainer:
         return True
 
     def _evaluate(self, split: HeldOut, pictures: bool = False) -> dict[str, float]:
-        """Evaluates with the averaged weights."""
-        average_buffers(self.algorithm, self.world)
-        training = self.algorithm.training
-        self.algorithm.eval()
-        try:
-            with self.updater.averaged(), torch.no_grad():
-                values = self.evaluation.measure(split)
-                self.log.evaluation(self.step, split, values, self.images / len(self.site.train))
-                if pictures:
-                    self.evaluation.draw(split)
-        finally:
-            self.algorithm.train(training)
+        with evaluating(self.algorithm, self.updater, self.world):
+            values = self.evaluation.measure(split)
+            self.log.evaluation(self.step, split, values, self.images / len(self.site.train))
+            if pictures:
+                self.evaluation.draw(split)
         return values
 
     def _finish(self) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import html
 import math
 import statistics
 import sys
@@ -21,16 +20,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
 
 from dtrain.config import ConfigError
-from dtrain.files import read_lines
 from dtrain.metrics import larger_is_better, order
+from dtrain.results import inert, last_evaluations, metrics_on
 from launch.front import Point
 from launch.front import draw as draw_front
 from launch.heatmap import draw
 from launch.standing import State, states
 from launch.store import SweepFolder
 from launch.table import number
-
-_NOT_METRICS = ("kind", "step", "time", "split", "epoch")
 
 
 @dataclass(frozen=True)
@@ -108,35 +105,15 @@ def read_rows(sweep: SweepFolder) -> list[Row]:
     """Every point with the evaluations of its result, whose metrics a later one adds to."""
     rows = []
     for state in states(sweep.points):
-        lines = [m for m in read_lines(state.entry.run / "metrics.jsonl") if m.get("kind") == "evaluation"]
         # An evaluation in mid-training is no result.
-        lines = [m for m in lines if state.name == "finished" and m.get("step") == lines[-1].get("step")]
-        valid, test = (_numbers([m for m in lines if m.get("split") == split]) for split in ("valid", "test"))
-        rows.append(Row(state, valid, test))
+        lines = last_evaluations(state.entry.run) if state.name == "finished" else []
+        rows.append(Row(state, metrics_on("valid", lines), metrics_on("test", lines)))
     return rows
-
-
-def _numbers(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """The metrics of evaluations of the same weights on one split."""
-    result: dict[str, Any] = {}
-    for line in lines:
-        result |= line
-    numbers = {k: _number(v) for k, v in result.items() if k not in _NOT_METRICS}
-    return {k: v for k, v in numbers.items() if v is not None}
-
-
-def _number(value: Any) -> float | None:
-    """A metric, which may be 'nan' or 'inf'; None if it is damaged."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def plain(value: Any) -> str:
     """A value as one line of text within a cell, whatever it holds."""
-    text = "".join(c if c.isprintable() else " " for c in number(value))
-    return html.escape(text, quote=False).replace("|", "&#124;")
+    return inert(number(value))
 
 
 def grouped(rows: list[Row], objective: str) -> list[Setting]:

@@ -84,7 +84,7 @@ class Evaluator:
     valid: Evaluation
     test: Evaluation
 
-    def _on(self, split: HeldOut) -> Evaluation:
+    def on(self, split: HeldOut) -> Evaluation:
         """The split's, with nothing that was kept of other weights."""
         evaluation = self.valid if split == "valid" else self.test
         evaluation.forget()
@@ -127,7 +127,7 @@ class Evaluator:
 
     def measure(self, split: HeldOut) -> dict[str, float]:
         """All numbers. Interrupted once all ranks agree to stop."""
-        evaluation, values = self._on(split), dict[str, float]()
+        evaluation, values = self.on(split), dict[str, float]()
         for measure in MEASURES:
             values |= measure(evaluation)
         return values
@@ -137,7 +137,7 @@ class Evaluator:
         from dtrain.evaluate.pages import close  # loads matplotlib
         from dtrain.evaluate.pictures import OF_IMAGES, OF_RUNS
 
-        evaluation = self._on(split)
+        evaluation = self.on(split)
         site = evaluation.site
         for picture in (*OF_IMAGES, *OF_RUNS) if evaluation.algorithm.levels else OF_RUNS:
             site.poll()

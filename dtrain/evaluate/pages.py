@@ -44,7 +44,7 @@ def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0, column
     )  # fmt: skip
     for ax, (caption, page) in zip(axes.flat, pages, strict=False):
         ax.imshow(page.squeeze(-1) if page.shape[2] == 1 else page, cmap="gray", vmin=0, vmax=1)
-        ax.set_title(caption, fontsize=9, loc="left")
+        ax.set_title(caption, fontsize=9, loc="left", parse_math=False)  # a name may hold $
     for ax in axes.flat:
         ax.axis("off")
     figure.suptitle(title, fontsize=12)

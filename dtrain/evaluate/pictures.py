@@ -14,7 +14,7 @@ from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.grids import grid, neighbours
 from dtrain.evaluate.manipulation import directions, moved
 from dtrain.evaluate.nearest import nearest
-from dtrain.evaluate.pages import Figures, coloured, pixels, plt, show, tile
+from dtrain.evaluate.pages import Figures, Pixels, coloured, pixels, plt, show, tile
 from dtrain.evaluate.potentials import matched, surface
 from dtrain.evaluate.text import of_sentence
 
@@ -25,11 +25,7 @@ CHUNK = 128  # images encoded at a time
 def samples(evaluation: Evaluation) -> Figures:
     """From every prior."""
     count = evaluation.settings.samples
-    noise = evaluation.noise(count)
-    pages = []
-    for name, prior in evaluation.priors(noise).items():
-        images = pixels(evaluation, evaluation.algorithm.decode(prior(noise)))
-        pages.append((f"prior: {name}", tile(images, round(count**0.5))))
+    pages = [(f"prior: {k}", tile(images, round(count**0.5))) for k, images in sampled(evaluation, count).items()]
     return {"samples": show(pages, f"{count} samples from the model")} if pages else {}
 
 
@@ -41,6 +37,13 @@ def learned(evaluation: Evaluation) -> Figures:
     shown = images[: evaluation.settings.samples]
     page = tile(pixels(evaluation, shown), round(len(shown) ** 0.5))
     return {"learned_images": show([("", page)], f"{len(shown)} of {len(images)} images that the model has learned")}
+
+
+def sampled(evaluation: Evaluation, count: int) -> dict[str, Pixels]:
+    """The first images of every prior by its name, each [count, H, W, C]."""
+    noise = evaluation.noise(count)
+    drawn = {k: evaluation.algorithm.decode(prior(noise)) for k, prior in evaluation.priors(noise).items()}
+    return {k: pixels(evaluation, images) for k, images in drawn.items()}
 
 
 def reconstructions(evaluation: Evaluation) -> Figures:

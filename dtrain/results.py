@@ -1,0 +1,40 @@
+"""The numbers that a run ended with, and names as text that is safe in a table. Without torch."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+from dtrain.files import read_lines
+
+_NOT_METRICS = ("kind", "step", "time", "split", "epoch")
+
+
+def last_evaluations(run: Path) -> list[dict[str, Any]]:
+    """The lines of the run folder's last evaluated step, on every split; [] if it was never evaluated."""
+    lines = [m for m in read_lines(run / "metrics.jsonl") if m.get("kind") == "evaluation"]
+    return [m for m in lines if m.get("step") == lines[-1].get("step")]
+
+
+def metrics_on(split: str, lines: list[dict[str, Any]]) -> dict[str, float]:
+    """The metrics of evaluations of the same weights, of those on the split; a later one adds to them."""
+    result: dict[str, Any] = {}
+    for line in lines:
+        result |= line if line.get("split") == split else {}
+    numbers = {k: _number(v) for k, v in result.items() if k not in _NOT_METRICS}
+    return {k: v for k, v in numbers.items() if v is not None}
+
+
+def _number(value: Any) -> float | None:
+    """A metric, which may be 'nan' or 'inf'; None if it is damaged."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def inert(text: str) -> str:
+    """Any text as one line within a cell of a Markdown table."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return html.escape(line, quote=False).replace("|", "&#124;")
