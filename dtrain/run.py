@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def run(config: Config, yaml: str) -> int:
     config.trainer.check_world(size)
     splits = open_data(config)
     check_evaluation(config.evaluate, splits[0])
-    algorithm = build_algorithm(config, facts(splits[0]))
+    data = facts(splits[0])
+    algorithm = build_algorithm(config, data)
     check_model(config.evaluate, algorithm, splits[0])
     folder = run_dir(config)
     content = {split.path.name: split.content for split in splits}
@@ -76,7 +77,7 @@ def run(config: Config, yaml: str) -> int:
         trainer = Trainer(config, algorithm, site, stop, evaluator)
         trainer.rehearse()
         with _held(folder, world):
-            _open_folder(folder, yaml, content, world)
+            _open_folder(folder, yaml, {"data": content, "facts": asdict(data)}, world)
             return trainer.fit()
     except Interrupted:
         if world.main:
@@ -152,7 +153,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _open_folder(folder: Path, yaml: str, content: dict[str, str], world: World) -> None:
+def _open_folder(folder: Path, yaml: str, about: dict[str, Any], world: World) -> None:
     """config.yaml, environment.json, and a line in the metrics for this start. ConfigError on every rank."""
     error = None
     if world.main:
@@ -161,8 +162,8 @@ def _open_folder(folder: Path, yaml: str, content: dict[str, str], world: World)
                 work.unlink()
             first = not (folder / "config.yaml").exists()
             replace_text(folder / "config.yaml", yaml)
-            facts = {**_environment(world), "data": content}
-            replace_text(folder / "environment.json", json.dumps(facts, indent=1) + "\n")
+            environment = {**_environment(world), **about}
+            replace_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
             begun = {"kind": "start", "time": time.time(), "restart": not first, "world_size": world.size}
             append_line(folder / "metrics.jsonl", begun)
         except OSError as e:

@@ -25,6 +25,7 @@ TOGETHER = {
     "tests/test_mixture.py": "mixture",
     "tests/test_signals.py": "signals",
     "tests/test_stages.py": "stages",
+    "tests/test_trained.py": "trained",
 }
 
 
