@@ -50,6 +50,14 @@ class Trained:
         given = {None: None, "labels": torch.zeros(1, dtype=torch.long), "embeddings": torch.zeros(1, 1)}
         return list(self.algorithm.priors(given[self.algorithm.condition]))
 
+    def prior(self, name: str | None) -> str:
+        """The name itself, or of the first generative model. ConfigError for one that there is not."""
+        known = self.priors
+        chosen = name or next(iter(known), "")
+        if chosen not in known:
+            raise ConfigError(f"prior={name}: {type(self.algorithm).__name__} has {', '.join(known) or 'none'}")
+        return chosen
+
     @torch.no_grad()
     def encode(self, x: Tensor, level: int = 1) -> Tensor:
         """Images to the codes of a level, [B, ...]; their means where the encoder is stochastic."""
@@ -80,15 +88,11 @@ class Trained:
         evaluate.seed=0 does. condition: labels (one for all, or `count`) or embeddings [count, E] or [1, E].
         ConfigError for a condition that is missing or of another kind, or a prior that the model does not have.
         """
-        every = self._condition(condition, count)
-        images = []
+        every, name, images = self._condition(condition, count), self.prior(prior), []
         for begin in range(0, count, CHUNK):
             rows = slice(begin, min(begin + CHUNK, count))
             noise = Noise.of(rows.stop - begin, seed, start + begin, self.device)
             priors = self.algorithm.priors(None if every is None else every[rows])
-            name = prior or next(iter(priors), "")
-            if name not in priors:
-                raise ConfigError(f"prior={prior}: {type(self.algorithm).__name__} has {', '.join(priors) or 'none'}")
             images.append(self._unit(self.algorithm.decode(priors[name](noise))))
         return torch.cat(images)
 
