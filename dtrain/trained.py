@@ -22,6 +22,7 @@ from dtrain.target import check_trusted
 from dtrain.tensors import model_state
 from dtrain.world import World
 
+WEIGHTS = "model.safetensors"  # of an exported model
 CHUNK = 64  # samples decoded at a time
 
 
@@ -138,24 +139,50 @@ class Trained:
 
 
 def load(path: str | Path, device: str | torch.device | None = None, modules: Sequence[str] = ()) -> Trained:
-    """The result of a run folder, or a checkpoint in it (…/checkpoints/step-…): averaged weights where it keeps some.
+    """The result of a run folder, of a checkpoint in it (…/checkpoints/step-…), or of what dtrain.export wrote.
 
-    Of a finished run that stops by patience the best weights, else the newest. Needs no training data where the run
-    recorded its facts. device: the GPU where there is one, else the CPU. modules: those of models outside
-    dtrain.models that may be imported; nothing else that the run brings is executed. Raises ConfigError.
+    Averaged weights where the run keeps some; of a finished run that stops by patience the best. No training data are
+    needed where the run recorded its facts. device: the GPU where there is one, else the CPU. modules: of models
+    outside dtrain.models, which may be imported; nothing else that the run brings is executed. Raises ConfigError.
     """
     path = Path(path)
-    chosen = path if path.parent.name == "checkpoints" else None
-    folder = path.parent.parent if chosen else path
+    folder = folder_of(path)
     cfg = configs.load(folder / "config.yaml")
     check_trusted(configs.typed(cfg), modules)
     config = configs.read(cfg)
     algorithm = build_algorithm(config, _facts(folder, config))
-    step = _restore(algorithm, config, folder, chosen)
+    if (folder / WEIGHTS).exists():
+        step = _read_exported(algorithm, folder / WEIGHTS)
+    else:
+        step = _restore(algorithm, config, folder, path if path != folder else None)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     lines = last_evaluations(folder) if (folder / "metrics.jsonl").exists() else []
     metrics = {split: metrics_on(split, lines) for split in ("valid", "test")}
     return Trained(algorithm.to(place).eval().requires_grad_(False), config, metrics, step, place)
+
+
+def folder_of(path: Path) -> Path:
+    """The run folder of a checkpoint; a run folder itself."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def _read_exported(algorithm: Algorithm, file: Path) -> int:
+    """Reads weights that dtrain.export wrote; returns their step."""
+    from safetensors import SafetensorError, safe_open
+
+    state = model_state(algorithm)
+    try:
+        with safe_open(file, "pt") as stored:
+            found = {k: stored.get_tensor(k) for k in stored.keys()}  # noqa: SIM118  # it is no dictionary
+            step = int(stored.metadata()["step"])
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError) as e:
+        raise ConfigError(f"{file} is damaged: {e}") from e
+    wrong = sorted(set(found) ^ set(state)) or [k for k, v in state.items() if v.shape != found[k].shape]
+    if wrong:
+        raise ConfigError(f"{file}: {wrong[0]} is missing, or of another model")
+    for name, tensor in state.items():
+        tensor.copy_(found[name])
+    return step
 
 
 def _facts(folder: Path, config: Config) -> DataFacts:

@@ -20,6 +20,7 @@ TOGETHER = {
     "tests/test_aeot_runs.py": "aeot",
     "tests/test_checkpoint.py": "checkpoint",
     "tests/test_compare.py": "compare",
+    "tests/test_export.py": "export",
     "tests/test_fidelity.py": "fidelity",
     "tests/test_hostile.py": "hostile",
     "tests/test_mixture.py": "mixture",

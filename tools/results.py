@@ -24,11 +24,13 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def value(run: str, expression: str, last: int) -> float:
     """A metric of a run's result, or a quotient `a / b` of two; the median over its `last` evaluations.
 
-    Evaluations on test, where there are any. `images` and `minutes` are those of the training.
+    Evaluations on test, where there are any, or after `valid: ` those on valid. `images` and `minutes` are those of the
+    training.
     """
     numerator, _, denominator = expression.partition(" / ")
     if denominator:
         return value(run, numerator, last) / value(run, denominator, last)
+    split, _, expression = expression.rpartition(": ")
     with gzip.open(DOCS / "results" / f"{run}.jsonl.gz", "rt") as f:
         lines = [json.loads(line) for line in f]
     if expression == "minutes":
@@ -37,7 +39,7 @@ def value(run: str, expression: str, last: int) -> float:
     if expression == "images":
         return float([line for line in lines if line["kind"] == "train"][-1]["images"])
     found = [line for line in lines if line["kind"] == "evaluation" and expression in line]
-    found = [line for line in found if line.get("split") == "test"] or found
+    found = [line for line in found if line.get("split") == (split or "test")] or found
     if not found:
         raise SystemExit(f"docs/results/{run}.jsonl.gz: no evaluation has {expression}")
     return statistics.median(float(line[expression]) for line in found[-last:])
