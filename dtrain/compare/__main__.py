@@ -75,7 +75,7 @@ def compare(found: list[Row], split: HeldOut, out: Path, table_only: bool) -> in
 
 
 def _drawn(config: Config, first: Config) -> Config:
-    """A row's configuration and sampler, drawn by what all rows are: the first one's, and the pixels of images.npy."""
+    """A row's configuration and sampler, drawn as all rows are: by the first one's, with the pixels of images.npy."""
     plain: dict[str, Any] = {"points": 1, "fidelity": None, "manipulate": [], "text": None, "projection": "pca"}
     evaluate = first.evaluate.model_copy(update={**plain, "sampler": config.evaluate.sampler})
     loader = {"name": "resident", "memory_map": True}
