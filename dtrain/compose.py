@@ -103,11 +103,24 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     return "\n  ".join(lines)
 
 
+# What other trainers call a key of this one.
+OTHER_NAMES = {"learning_rate": "lr", "epochs": "max_steps", "max_epochs": "max_steps", "steps": "max_steps"}
+
+
+def _named(node: Any, name: str, prefix: str = "") -> list[str]:
+    """The whole keys that end in a name."""
+    if not isinstance(node, DictConfig):
+        return []
+    own = [prefix + name] if name in node else []
+    return own + [key for k in map(str, node) for key in _named(node._get_node(k), name, f"{prefix}{k}.")]
+
+
 def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
     try:
-        node: Any = compose_with_choices(chosen)[0]
+        whole = compose_with_choices(chosen)[0]
     except ConfigError:
         return None  # a wrong group choice: Hydra's own message lists the choices
+    node: Any = whole
     for depth, part in enumerate(key.split(".")):
         if isinstance(node, ListConfig):
             if not part.isdigit() or int(part) >= len(node):
@@ -119,7 +132,8 @@ def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
         if part not in node:
             names = sorted(str(k) for k in node)
             close = difflib.get_close_matches(part, [*names, *(["lambda"] if not depth else [])], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ";"
+            meant = _named(whole, OTHER_NAMES.get(part, part)) or [repr(name) for name in close]
+            hint = f"; did you mean {' or '.join(meant)}?" if meant else ";"
             where = ".".join(key.split(".")[:depth]) or "the configuration"
             return f"{line}: unknown key {part!r}{hint} {where} has: {', '.join(names)}"
         node = node[part]
