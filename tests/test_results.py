@@ -54,3 +54,12 @@ def test_a_number_typed_by_hand_is_found_and_made_anew(tool: dict[str, Any]) -> 
 )
 def test_numbers_have_three_digits(tool: dict[str, Any], values: list[float], text: str) -> None:
     assert tool["cell"](values) == text
+
+
+def test_a_column_may_be_of_the_validation_split(tool: dict[str, Any]) -> None:
+    with gzip.open(ROOT / "docs" / "results" / "stacked_long_s0.jsonl.gz", "rt") as f:
+        lines = [json.loads(line) for line in f]
+    of = {line["split"]: line["mse/level1"] for line in lines if line["kind"] == "evaluation"}
+    assert of["valid"] != of["test"]
+    assert tool["value"]("stacked_long_s0", "valid: mse/level1", 1) == of["valid"]
+    assert tool["value"]("stacked_long_s0", "mse/level1", 1) == of["test"]

@@ -24,8 +24,8 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def value(run: str, expression: str, last: int) -> float:
     """A metric of a run's result, or a quotient `a / b` of two; the median over its `last` evaluations.
 
-    Evaluations on test, where there are any, or after `valid: ` those on valid. `images` and `minutes` are those of the
-    training.
+    Evaluations on test, where there are any, or after `valid: ` those on valid. `images` and `minutes` are the
+    training's.
     """
     numerator, _, denominator = expression.partition(" / ")
     if denominator:
