@@ -168,7 +168,7 @@ def test_evaluation_at_any_time_and_with_other_settings(tmp_path: Path, shards: 
     assert [line["objective"] for line in evaluations(run, "test")] == pytest.approx([tested["objective"]] * 2)
     for folder, override, named in (
         (tmp_path / "no", "evaluate.samples=9", "config.yaml"),
-        (run, "evaluate.sample=9", "unknown key; allowed: split, samples"),
+        (run, "evaluate.sample=9", "unknown key; allowed: split, sampler, samples"),
         (run, "evaluate.split=train", "evaluate.split='train': input should be 'valid' or 'test'"),
         (run, "seed=2", "only evaluate.<key>=<value>"),
     ):
