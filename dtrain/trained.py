@@ -210,7 +210,7 @@ def _restore(algorithm: Algorithm, config: Config, folder: Path, chosen: Path | 
             (chosen, verify(chosen)) if chosen else (best and checkpoints.latest(best=True)) or checkpoints.latest()
         )
         if not found:
-            raise ConfigError(f"{folder} has no checkpoint that verifies: nothing has been trained there yet")
+            raise ConfigError(f"{folder} has no checkpoint that verifies")
         path, info = found
         state = model_state(algorithm)
         averages = {k for k in stored_keys(path) if k.startswith("average.")}
