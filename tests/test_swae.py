@@ -134,7 +134,9 @@ def test_the_logged_ratio_is_that_of_the_gradients_of_the_two_terms() -> None:
         z, x = head.encoder(h), algorithm.reconstruct(batch.x)
         error = slope(lambda z: head.terms(h, variance, z, head.decoder(z))["code"], z)
         fool = slope(lambda z: fooling_loss(head.critic(z)), z)
-    assert float(head.balance(h, variance, algorithm.gather)["gradient_ratio"]) == pytest.approx(error / fool, rel=1e-4)
+    assert float(head.balance(h, variance, algorithm.gather)["gradient_ratio"]) == pytest.approx(
+        error / fool, rel=1e-4
+    )
     x = x.requires_grad_()
     slopes = [
         float(torch.autograd.grad(loss, x)[0].norm())

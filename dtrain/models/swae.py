@@ -17,6 +17,7 @@ from dtrain.models.head import Distribution, Head, groups_of
 from dtrain.nets.dcgan import ImageDecoder, ImageEncoder, PatchCritic
 from dtrain.nets.mlp import VARIANCE_FLOOR
 
+
 class SWAE(Algorithm):
     """Stage I: E1, G1 and the image critic D1. Stage II: a head per prior, on codes that carry no gradient back.
 
