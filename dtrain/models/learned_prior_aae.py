@@ -57,8 +57,7 @@ class LearnedPriorAAE(ResidualAE):
                 "noise (model.noise_dim; null takes the rest): without learned_prior the two must make up the code"
             )
         super().__init__(data.image_shape, code_dim, width, gaussian_encoder)
-        self.conditions, self.condition = given, given.mode.of
-        self.condition_dim, self.noise_dim = given.width, noise
+        self.conditions, self.condition, self.noise_dim = given, given.mode.of, noise
         self.perceptual, self.feature_error = perceptual, feature_error
         self.encoder_weight, self.decoder_weight = encoder_weight, decoder_weight
         self.information_weight, self.q_trains_trunk = information_weight, q_trains_trunk
@@ -69,7 +68,7 @@ class LearnedPriorAAE(ResidualAE):
 
     def _build(self, code_dim: int, sentence_dim: int, width: int, learned_prior: bool) -> None:
         """D_C, CG, D_I and Q, and a group for each network that is trained."""
-        mode, s = self.conditions.mode, self.condition_dim
+        mode, s = self.conditions.mode, self.conditions.width
         self.code_critic = ConditionalCritic(code_dim, s * mode.code_critic)
         self.code_generator: nn.Module = GivenCode()
         if learned_prior:
