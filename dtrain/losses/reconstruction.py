@@ -1,4 +1,4 @@
-"""Errors of reconstructions, and how much of their gradient reaches whom."""
+"""Errors of reconstructions, what they are relative to, and how much of their gradient reaches whom."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class ConditionalCritic(CodeCritic):
     condition: E, or 0 where it judges codes alone, whatever s is.
     """
 
-    HIDDEN = (1000, 500, 200)
+    HIDDEN = (1000, 500, 200)  # Table A3
 
     def __init__(self, code: int, condition: int) -> None:
         super().__init__(code + condition, self.HIDDEN)
