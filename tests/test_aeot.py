@@ -24,7 +24,7 @@ from dtrain.losses.ot import half_squared_distances, transport
 from dtrain.models.aeot import AEOT
 from dtrain.models.base import DataFacts
 from dtrain.models.eight_gaussians import EightGaussians
-from dtrain.models.potential import DualWeights
+from dtrain.nets.dual import DualWeights
 from dtrain.world import World
 from tests.harness import difference, make_config, site_of, train
 from tests.processes import launch

@@ -132,7 +132,7 @@ def test_encoder_and_decoder_get_their_own_weights_of_one_backward(overrides: tu
         none = x.new_zeros(2 * len(x), 0)
         features = algorithm.image_critic(torch.cat([x, shown]), none)[1].chunk(2)
         error = squared_error(*features, "sum" if overrides else "mean")
-    fool = fooling_loss(algorithm.code_critic(torch.cat([code, s], 1)))
+    fool = fooling_loss(algorithm.code_critic(code, s))
     expected = {"encoder": fool + 3.0 * error, "decoder": 0.5 * error}
     for name, net in nets.items():
         for got, wanted in zip(gradients(joint, net), gradients(expected[name], net), strict=True):
@@ -153,7 +153,7 @@ def test_two_processes_train_what_one_does(mode: str) -> None:
 def test_every_phase_draws_its_own_noise_and_category() -> None:
     of = session(MODES["unsupervised"])
     algorithm, batch = aae(of), next(of.stream)
-    first, second = algorithm.own(batch), algorithm.afresh(batch)
+    first, second = algorithm.conditions.own(batch), algorithm.conditions.afresh(batch)
     assert first.shape == second.shape == (16, 10)
     assert (first.sum(1) == 1).all() and not torch.equal(first, second)
     assert len(drawn_categories(algorithm, 500)) == 10
@@ -161,15 +161,15 @@ def test_every_phase_draws_its_own_noise_and_category() -> None:
 
 def drawn_categories(algorithm: LearnedPriorAAE, count: int) -> set[int]:
     noise = Noise.of(count)
-    return set(algorithm.mode.prior(noise, None, 10, "s2").argmax(1).tolist())
+    return set(algorithm.conditions.mode.prior(noise, None, 10, "s2").argmax(1).tolist())
 
 
 def test_supervised_codes_are_judged_with_the_images_own_labels_and_samples_made_for_drawn_ones() -> None:
     of = session(MODES["supervised"])
     algorithm, batch = aae(of), next(of.stream)
     assert batch.labels is not None
-    assert algorithm.own(batch).argmax(1).tolist() == batch.labels.tolist()
-    assert algorithm.afresh(batch).argmax(1).tolist() != batch.labels.tolist()
+    assert algorithm.conditions.own(batch).argmax(1).tolist() == batch.labels.tolist()
+    assert algorithm.conditions.afresh(batch).argmax(1).tolist() != batch.labels.tolist()
 
 
 def test_a_sentence_reaches_both_critics_and_the_generator() -> None:

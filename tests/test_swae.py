@@ -92,7 +92,7 @@ def test_the_error_of_codes_is_their_sum_over_the_mean_variance_of_h() -> None:
         assert float(head.autoencoder_loss(h, variance)["code"]) == pytest.approx(0.5 * plain / of_h)
         head.code_error, head.code_weight = "mean", float(dims)
         assert float(head.autoencoder_loss(h, variance)["code"]) == pytest.approx(plain)  # as Eq. 4 prints it
-    watched = algorithm.balance2(head, h, variance)
+    watched = head.balance(h, variance, algorithm.gather)
     assert [watched[k].item() for k in ("sum", "relative", "mean")] == pytest.approx(
         [plain, plain / of_h, plain / dims]
     )
@@ -134,7 +134,9 @@ def test_the_logged_ratio_is_that_of_the_gradients_of_the_two_terms() -> None:
         z, x = head.encoder(h), algorithm.reconstruct(batch.x)
         error = slope(lambda z: head.terms(h, variance, z, head.decoder(z))["code"], z)
         fool = slope(lambda z: fooling_loss(head.critic(z)), z)
-    assert float(algorithm.balance2(head, h, variance)["gradient_ratio"]) == pytest.approx(error / fool, rel=1e-4)
+    assert float(head.balance(h, variance, algorithm.gather)["gradient_ratio"]) == pytest.approx(
+        error / fool, rel=1e-4
+    )
     x = x.requires_grad_()
     slopes = [
         float(torch.autograd.grad(loss, x)[0].norm())

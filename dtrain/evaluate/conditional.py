@@ -46,7 +46,7 @@ def categories(evaluation: Evaluation) -> dict[str, float]:
     for batch in evaluation.heldout.once():
         evaluation.site.poll()
         assert batch.labels is not None
-        found = F.one_hot(algorithm.assigned(batch.x), algorithm.condition_dim).double()
+        found = F.one_hot(algorithm.assigned(batch.x), algorithm.conditions.width).double()
         sums.add("table", found.T @ F.one_hot(batch.labels, classes).double())
     table = sums.reduce(evaluation.site.world)["table"]
     return {"purity": purity(table), "nmi": mutual_information(table)}

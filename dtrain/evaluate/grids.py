@@ -18,7 +18,7 @@ def _categories(evaluation: Evaluation) -> int:
     """How many categories samples can be asked for; 0 where the condition is none, or no category."""
     algorithm = evaluation.algorithm
     if isinstance(algorithm, LearnedPriorAAE) and algorithm.condition != "embeddings":
-        return algorithm.condition_dim
+        return algorithm.conditions.width
     return 0
 
 

@@ -1,9 +1,11 @@
-"""Errors of reconstructions, and how much of their gradient reaches whom."""
+"""Errors of reconstructions, what they are relative to, and how much of their gradient reaches whom."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,3 +39,10 @@ def relative_error(x: Tensor, y: Tensor, variance: Tensor) -> Tensor:
     With the mean variance of x, it is d where y is no better than the mean of x.
     """
     return ((x - y).square().sum(1) / variance).mean()
+
+
+def variance_of_batch(x: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Var(x_d) over the rows of all processes, which `gather` brings together, without gradient: [B, d] -> [d]."""
+    with torch.enable_grad():  # then gather takes it that all have as many rows, and asks nobody
+        rows = gather(x.detach())
+    return rows.var(0, correction=0)

@@ -6,36 +6,17 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtrain.data.problems import Draw
 from dtrain.data.transport import NoiseStream, TransportProblems
 from dtrain.losses.ot import Solver
 from dtrain.models.base import Algorithm, Prior, Site, Source, Stage, Terms, Update
+from dtrain.nets.dual import DualWeights
 from dtrain.nets.mlp import Potential
 from dtrain.noise import Noise
 
 Dual = Literal["batch", "semidiscrete"]
-COSTS = 1 << 24  # between noises and codes, held at a time
-
-
-class DualWeights(nn.Module):
-    """psi, one number for every code, of mean 0.
-
-    forward(x [B, d], codes [N, d]) -> phi [B], the c-transform max_j psi_j - 1/2 |x - y_j|^2, which is the least phi
-    that Eq. 14 allows; and the numbers of the codes that attain it, [B].
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.psi = nn.Parameter(torch.zeros(count))
-
-    def forward(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):  # half precision would choose other codes
-            offset = self.psi - self.psi.mean() - codes.square().sum(1) / 2
-            parts = [torch.addmm(offset, rows, codes.T).max(1) for rows in x.split(max(1, COSTS // len(codes)))]
-            phi, index = (torch.cat(column) for column in zip(*parts, strict=True))
-            return phi - x.square().sum(1) / 2, index
 
 
 class PotentialModel(Algorithm):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import torch
 from pydantic import Field
@@ -11,66 +11,11 @@ from torch import Tensor, nn
 
 from dtrain.data.batch import Batch
 from dtrain.losses.adversarial import critic_loss, fooling_loss, gradient_ratio
-from dtrain.losses.reconstruction import Reduction, relative_error, squared_error
+from dtrain.losses.reconstruction import Reduction, squared_error, variance_of_batch
 from dtrain.models.base import Algorithm, DataFacts, Dimension, Prior, Stage, Terms, Update, Weight
+from dtrain.models.head import Distribution, Head, groups_of
 from dtrain.nets.dcgan import ImageDecoder, ImageEncoder, PatchCritic
-from dtrain.nets.mlp import MLP, VARIANCE_FLOOR, CodeCritic
-from dtrain.noise import Noise
-
-Distribution = Literal["normal", "uniform"]
-
-
-class Head(nn.Module):
-    """Stage II for one prior: E2, G2 and their critic D2 on codes h of stage I.
-
-    code_error: "sum", over the dimensions of h and relative to its variance, or "mean" over them.
-    """
-
-    def __init__(
-        self,
-        prior: Distribution,
-        code_dim: int,
-        latent_dim: int,
-        hidden: int,
-        code_error: Reduction,
-        code_weight: float,
-    ) -> None:
-        super().__init__()
-        self.prior, self.latent_dim = prior, latent_dim
-        self.code_error, self.code_weight = code_error, code_weight
-        self.encoder = MLP(code_dim, hidden, latent_dim, depth=3)
-        self.decoder = MLP(latent_dim, hidden, code_dim, depth=3)
-        self.critic = CodeCritic(latent_dim, hidden)
-
-    def draw(self, noise: Noise) -> Tensor:
-        """z from N(0, I) or U(-1, 1): [B, latent_dim]."""
-        if self.prior == "normal":
-            return noise.normal("prior", self.latent_dim)
-        return 2 * noise.uniform("prior", self.latent_dim) - 1
-
-    def sample_codes(self, noise: Noise) -> Tensor:
-        """h = G2(z)."""
-        return self.decoder(self.draw(noise))
-
-    def reconstruct(self, h: Tensor) -> Tensor:
-        """G2(E2 h)."""
-        return self.decoder(self.encoder(h))
-
-    def critic_loss(self, h: Tensor, noise: Noise) -> Terms:
-        """D2 ascends log D2(z) + log(1 - D2(E2 h))."""
-        with torch.no_grad():
-            codes = self.encoder(h)
-        return {"critic": critic_loss(self.critic(self.draw(noise)), self.critic(codes))}
-
-    def autoencoder_loss(self, h: Tensor, variance: Tensor) -> Terms:
-        """E2, G2 descend |h - G2(E2 h)|^2 - log D2(E2 h) (Eq. 4), the square weighted. variance: of h, [B]."""
-        codes = self.encoder(h)
-        return self.terms(h, variance, codes, self.decoder(codes))
-
-    def terms(self, h: Tensor, variance: Tensor, codes: Tensor, decoded: Tensor) -> Terms:
-        """The two terms of Eq. 4 for codes E2(h), decoded."""
-        error = relative_error(h, decoded, variance) if self.code_error == "sum" else squared_error(h, decoded)
-        return {"code": self.code_weight * error, "fool": fooling_loss(self.critic(codes))}
+from dtrain.nets.mlp import VARIANCE_FLOOR
 
 
 class SWAE(Algorithm):
@@ -114,14 +59,9 @@ class SWAE(Algorithm):
             {prior: Head(prior, code_dim, latent_dim, hidden, code_error, code_weight) for prior in priors}
         )
         for prior in priors:
-            self.groups[f"critic2_{prior}"] = (f"heads.{prior}.critic",)
-            self.groups[f"autoencoder2_{prior}"] = (f"heads.{prior}.encoder", f"heads.{prior}.decoder")
-        self.without = frozenset(
-            f"{kind}2_{prior}"
-            for kind in ("critic", "autoencoder")
-            for prior in get_args(Distribution)
-            if prior not in priors
-        )
+            self.groups |= groups_of(prior)
+        absent = (prior for prior in get_args(Distribution) if prior not in priors)
+        self.without = frozenset(group for prior in absent for group in groups_of(prior))
 
     def stages(self) -> tuple[Stage, ...]:
         return (Stage("train", self.step, self.inner_steps if self.fresh_batches else 1),)
@@ -140,7 +80,7 @@ class SWAE(Algorithm):
             update.watch("codes", self.scale, h)
             for prior, head in self.by_prior.items():
                 update(f"critic2_{prior}", head.critic_loss, h, batch.noise.inner(i))
-                update.watch(f"autoencoder2_{prior}", self.balance2, head, h, variance)
+                update.watch(f"autoencoder2_{prior}", head.balance, h, variance, self.gather)
                 update(f"autoencoder2_{prior}", head.autoencoder_loss, h, variance)
 
     def critic1_loss(self, batch: Batch) -> Terms:
@@ -163,17 +103,11 @@ class SWAE(Algorithm):
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """h of stage I, and for every row its mean variance over the batch of all processes: [B, code_dim], [B]."""
         h = self.encoder(batch.x)
-        return h, self.spread(h).mean().clamp_min(VARIANCE_FLOOR).expand(len(h))
-
-    def spread(self, h: Tensor) -> Tensor:
-        """Var(h_d) over the batch of all processes, without gradient: [code_dim]."""
-        with torch.enable_grad():  # then gather takes it that all have as many rows, and asks nobody
-            rows = self.gather(h.detach())
-        return rows.var(0, correction=0)
+        return h, variance_of_batch(h, self.gather).mean().clamp_min(VARIANCE_FLOOR).expand(len(h))
 
     def scale(self, h: Tensor) -> Terms:
         """The mean standard deviation of h."""
-        return {"deviation": self.spread(h).sqrt().mean()}
+        return {"deviation": variance_of_batch(h, self.gather).sqrt().mean()}
 
     def balance1(self, batch: Batch) -> Terms:
         """The ratio of the gradients of stage I's two terms at G1(E1 x)."""
@@ -181,19 +115,6 @@ class SWAE(Algorithm):
             reconstruction = self.reconstruct(batch.x)
         terms = self.terms1(batch.x, reconstruction.requires_grad_())
         return {"gradient_ratio": gradient_ratio(terms["x"], terms["fool"], reconstruction, self.gather)}
-
-    def balance2(self, head: Head, h: Tensor, variance: Tensor) -> Terms:
-        """The error of h in every reading; the ratio of the gradients of stage II's two terms at E2(h)."""
-        with torch.no_grad():
-            codes = head.encoder(h)
-        decoded = head.decoder(codes.requires_grad_())
-        terms = head.terms(h, variance, codes, decoded)
-        return {
-            "sum": squared_error(h, decoded, "sum"),
-            "relative": relative_error(h, decoded, variance),
-            "mean": squared_error(h, decoded),
-            "gradient_ratio": gradient_ratio(terms["code"], terms["fool"], codes, self.gather),
-        }
 
     def reconstructions(self, x: Tensor) -> dict[str, Tensor]:
         """G1(h0), and G1(G2(E2 h0)) for every prior."""

@@ -113,8 +113,9 @@ def receptive_field(layers: nn.Sequential) -> int:
 class ImageCritic(nn.Module):
     """Images and what they are said to show, forward(x [B, C, S, S], s [B, E]) -> three float32 outputs.
 
-    Logits [B, 1]; the features F of the last convolution, [B, N]; those of the hidden layer, [B, HIDDEN]. E = 0 where
-    it judges images alone; otherwise s is laid over every place of the last convolution. (Learned prior, Table A3.)
+    Logits [B, 1]; the features F of the last convolution, [B, N]; those of the hidden layer, [B, HIDDEN]. s is laid
+    over every place of the last convolution. condition: E, or 0 where it judges images alone, whatever s is. (Learned
+    prior, Table A3.)
     """
 
     HIDDEN, TEXT = 1000, 64
@@ -123,6 +124,7 @@ class ImageCritic(nn.Module):
         super().__init__()
         layers, features = _halvings(image_shape, width)
         self.body = nn.Sequential(*layers)
+        self.condition = condition
         self.text = leaky(condition, self.TEXT)
         places = _sides(image_shape)[-1] ** 2
         self.hidden = leaky(features + places * (self.TEXT if condition else 0), self.HIDDEN)
@@ -130,7 +132,7 @@ class ImageCritic(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = self.body(x)
-        text = self.text(s)[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+        text = self.text(s[:, : self.condition])[:, :, None, None].expand(-1, -1, *maps.shape[2:])
         hidden = self.hidden(torch.cat([maps, text], 1).flatten(1))
         return full_precision(self.head(hidden)), full_precision(maps.flatten(1)), full_precision(hidden)
 

@@ -1,4 +1,4 @@
-"""Residual encoder and decoder, and the code generator, of the AAE with a learned prior (Tables A1 and A2).
+"""Residual encoder and decoder, code generator and critic of codes of the AAE with a learned prior (Tables A1 to A3).
 
 For images of 32 x 32 and 64 x 64. The residual blocks have no batch norm.
 """
@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dtrain.nets.mlp import MLP, full_precision, leaky
+from dtrain.nets.mlp import MLP, CodeCritic, full_precision, leaky
 
 CORE = 4  # side of the smallest feature maps
 
@@ -93,3 +93,19 @@ class GivenCode(nn.Module):
 
     def forward(self, z: Tensor, s: Tensor) -> Tensor:
         return torch.cat([s, z], 1)
+
+
+class ConditionalCritic(CodeCritic):
+    """D_C: codes and what they are said to stand for, forward(z [B, d], s [B, E]) -> float32 logits [B, 1].
+
+    condition: E, or 0 where it judges codes alone, whatever s is.
+    """
+
+    HIDDEN = (1000, 500, 200)  # Table A3
+
+    def __init__(self, code: int, condition: int) -> None:
+        super().__init__(code + condition, self.HIDDEN)
+        self.condition = condition
+
+    def forward(self, z: Tensor, s: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(torch.cat([z, s[:, : self.condition]], 1))
