@@ -1,6 +1,7 @@
-"""Makes the tables of docs/results.md from the metrics files in docs/results/, as its tables.yaml says: make results.
+"""Makes the tables and curves of docs/results.md from the metrics files in docs/results/: make results.
 
-python tools/results.py           rewrites what lies between <!-- table: name --> and <!-- end -->
+python tools/results.py           rewrites what lies between <!-- table: name --> and <!-- end --> as tables.yaml says,
+                                  and draws docs/images/<name>.png as curves.yaml says
 python tools/results.py --check   exit code 1 if that would change anything
 """
 
@@ -21,6 +22,12 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def metrics(run: str) -> list[dict[str, Any]]:
+    """The lines of a run's metrics file."""
+    with gzip.open(DOCS / "results" / f"{run}.jsonl.gz", "rt") as f:
+        return [json.loads(line) for line in f]
+
+
 def value(run: str, expression: str, last: int) -> float:
     """A metric of a run's result, or a quotient `a / b` of two; the median over its `last` evaluations.
 
@@ -31,8 +38,7 @@ def value(run: str, expression: str, last: int) -> float:
     if denominator:
         return value(run, numerator, last) / value(run, denominator, last)
     split, _, expression = expression.rpartition(": ")
-    with gzip.open(DOCS / "results" / f"{run}.jsonl.gz", "rt") as f:
-        lines = [json.loads(line) for line in f]
+    lines = metrics(run)
     if expression == "minutes":
         stamps = [line["time"] for line in lines if line["kind"] == "train"]
         return float(stamps[-1] - stamps[0]) / 60
@@ -73,6 +79,28 @@ def table(spec: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def curve(run: str, metric: str) -> tuple[list[float], list[float]]:
+    """Training images seen, and the metric on the validation split."""
+    lines = metrics(run)
+    images = {line["step"]: line["images"] for line in lines if line["kind"] == "train"}
+    found = [line for line in lines if line["kind"] == "evaluation" and line["split"] == "valid" and metric in line]
+    return [images[line["step"]] for line in found], [line[metric] for line in found]
+
+
+def draw(name: str, spec: dict[str, Any]) -> None:
+    """A panel for each of `metrics`, a line for each of `runs`; {} in a metric stands for the run's `of`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(spec["metrics"]), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(spec["metrics"]), squeeze=False)[0]
+    for panel, (title, metric) in zip(panels, spec["metrics"].items(), strict=True):
+        for label, row in spec["runs"].items():
+            panel.plot(*curve(row["run"], metric.replace("{}", row.get("of", ""))), ".-", label=label)
+        panel.set(title=title, xlabel="training images")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(spec["runs"]))
+    figure.savefig(DOCS / "images" / f"{name}.png", dpi=90, metadata={"Software": None})
+
+
 def rendered(text: str) -> str:
     """The document with every table made anew. SystemExit for a table that tables.yaml lacks."""
     specs: dict[str, Any] = yaml.safe_load((DOCS / "results" / "tables.yaml").read_text())
@@ -94,6 +122,8 @@ def main() -> int:
     after = rendered(before)
     if not check:
         page.write_text(after)
+        for name, spec in yaml.safe_load((DOCS / "results" / "curves.yaml").read_text()).items():
+            draw(name, spec)
     return int(check and before != after)
 
 
