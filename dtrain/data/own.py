@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dtrain.config import ConfigError
 
@@ -33,5 +35,5 @@ def image_shape(path: str | None, split: str) -> list[int]:
     return [channels, height, width]
 
 
-REFERENCES = {"shards_name": name, "shards_image_shape": image_shape}
+REFERENCES: dict[str, Callable[..., Any]] = {"shards_name": name, "shards_image_shape": image_shape}
 """By their names in configuration files."""
