@@ -13,8 +13,8 @@
 # %% [markdown]
 # # A look into a trained StackedWAE
 #
-# `make train` leaves the five-level StackedWAE in `runs/quickstart`. Its second level codes the codes of the first, and
-# so on up to `z_5`, two numbers a digit. A WAE-MMD to compare it with takes a few minutes on two cores:
+# `make train` leaves the five-level StackedWAE in `runs/quickstart`. Its second level codes the codes of the first,
+# and so on: `z_5` has two numbers a digit. A WAE-MMD to compare it with takes a few minutes on two cores:
 #
 #     python -m dtrain model=wae_mmd data=digits trainer.max_steps=400 run.name=wae
 

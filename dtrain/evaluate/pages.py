@@ -68,7 +68,7 @@ def legend(figure: plt.Figure, dots: PathCollection, names: Sequence[str]) -> No
     """What the colours of a scatter mean: the classes by name, or a bar of labels where they are nameless or many."""
     shown = np.unique(np.asarray(dots.get_array()))
     if names and len(shown) <= MOST_NAMES:
-        handles, _ = dots.legend_elements(num=shown)
+        handles, _ = dots.legend_elements(num=list(shown))
         beside = figure.axes[-1].legend(
             handles, [names[int(label)] for label in shown], loc="upper left", bbox_to_anchor=(1.02, 1),
             frameon=False, fontsize=8,
