@@ -67,7 +67,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 
 # FFCV is built from source and needs the system packages; DALI needs no GPU to run on the CPU.
 $(VENV)/.installed-test: pyproject.toml | system $(VENV)/.installed
-	$(BIN)/pip install --quiet --editable '.[dev,dali,dinov2,embed,fidelity,umap]'
+	$(BIN)/pip install --quiet --editable '.[dev,dali,dinov2,embed,fidelity,mlflow,trackio,umap,wandb]'
 	$(BIN)/pip install --quiet --editable '.[ffcv]' || echo "FFCV did not build: its tests will be skipped"
 	@touch $@
 

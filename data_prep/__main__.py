@@ -114,7 +114,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _sheet(args: argparse.Namespace) -> int:
-    write_sheet(args.path, args.out)
+    shown, images = write_sheet(args.path, args.out)
+    print(f"{args.out}: {shown} of the {images} images of {args.path}")
     return 0
 
 

@@ -18,7 +18,11 @@ from omegaconf.resolvers import oc
 from yaml import YAMLError
 
 from dtrain.config import CONFIGS, Config, ConfigError, parse, signature
+from dtrain.data.own import REFERENCES
 from dtrain.target import model_arguments
+
+for reference, resolve in REFERENCES.items():
+    OmegaConf.register_new_resolver(reference, resolve, replace=True)
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -53,20 +57,25 @@ def no_environment() -> Iterator[None]:
                 f"{e.full_key}=${{oc.env:{asked[0]}}}: values from the environment would be written to the run's "
                 "config.yaml; give the value itself, or the path of a file that holds it"
             ) from None
-        raise ConfigError(str(e)) from e
+        said: BaseException | None = e
+        while said and not isinstance(said, ConfigError):  # which a reference to prepared shards may have raised
+            said = said.__context__
+        raise said or ConfigError(str(e)) from None
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
     """The experiment's (or model's and data set's) name, with the signature where other keys differ from it."""
+    config = read(cfg)
     if choices.get("experiment"):
         name, plain = str(choices["experiment"]), [f"experiment={choices['experiment']}"]
     else:
-        name = f"{choices['model']}-{choices['data']}"
+        name = f"{choices['model']}-{config.data.name}"
         plain = [f"model={choices['model']}", f"data={choices['data']}"]
-    own = signature(read(cfg))
-    same = own == signature(read(compose_with_choices(plain)[0]))
+    own, same_files = signature(config), compose_with_choices(plain)[0]
+    same_files.data.path = str(config.data.path)  # which data=folder has no default of
+    same = own == signature(read(same_files))
     return name.replace("/", "-") if same else f"{name.replace('/', '-')}-{own}"
 
 
@@ -111,7 +120,7 @@ def _named(node: Any, name: str, prefix: str = "") -> list[str]:
     """The whole keys that end in a name."""
     if not isinstance(node, DictConfig):
         return []
-    own = [prefix + name] if name in node else []
+    own = [prefix + name] if name in node.keys() else []  # noqa: SIM118  # `in node` resolves references
     return own + [key for k in map(str, node) for key in _named(node._get_node(k), name, f"{prefix}{k}.")]
 
 
@@ -129,14 +138,14 @@ def _unknown_key(chosen: list[str], key: str, line: str) -> str | None:
             continue
         if not isinstance(node, DictConfig):
             return f"{line}: {'.'.join(key.split('.')[:depth])} is a value, it has no key {part!r}"
-        if part not in node:
-            names = sorted(str(k) for k in node)
+        names = sorted(map(str, node))
+        if part not in names:
             close = difflib.get_close_matches(part, [*names, *(["lambda"] if not depth else [])], n=1)
             meant = _named(whole, OTHER_NAMES.get(part, part)) or [repr(name) for name in close]
             hint = f"; did you mean {' or '.join(meant)}?" if meant else ";"
             where = ".".join(key.split(".")[:depth]) or "the configuration"
             return f"{line}: unknown key {part!r}{hint} {where} has: {', '.join(names)}"
-        node = node[part]
+        node = node._get_node(part)
     return None
 
 

@@ -122,7 +122,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     """As dtrain.compose.compose, but without a signature in run.name: the point's own follows it."""
     cfg, choices = compose_with_choices(list(overrides))
     if unnamed(cfg):
-        name = str(choices.get("experiment") or f"{choices['model']}-{choices['data']}")
+        name = str(choices.get("experiment") or f"{choices['model']}-${{data.name}}")
         cfg.run.name = name.replace("/", "-")
     return cfg
 

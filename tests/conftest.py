@@ -27,6 +27,7 @@ TOGETHER = {
     "tests/test_sample.py": "sample",
     "tests/test_signals.py": "signals",
     "tests/test_stages.py": "stages",
+    "tests/test_sync.py": "sync",
     "tests/test_trained.py": "trained",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -13,7 +14,9 @@ from dtrain.evaluate.evaluation import Evaluation
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.collections import PathCollection
 
+MOST_NAMES = 20  # of classes in a legend
 Pixels = npt.NDArray[np.float32]
 Figures = dict[str, plt.Figure]
 
@@ -59,6 +62,26 @@ def coloured(labels: Tensor | None) -> dict[str, Any]:
     classes = max(10, int(labels.max()) + 1)
     colours = "tab10" if classes == 10 else "nipy_spectral"
     return {"c": labels.cpu().numpy(), "cmap": colours, "vmin": -0.5, "vmax": classes - 0.5}
+
+
+def legend(figure: plt.Figure, dots: PathCollection, names: Sequence[str]) -> None:
+    """What the colours of a scatter mean: the classes by name, or a bar of labels where they are nameless or many."""
+    shown = np.unique(np.asarray(dots.get_array()))
+    if names and len(shown) <= MOST_NAMES:
+        handles, _ = dots.legend_elements(num=list(shown))
+        beside = figure.axes[-1].legend(
+            handles, [names[int(label)] for label in shown], loc="upper left", bbox_to_anchor=(1.02, 1),
+            frameon=False, fontsize=8,
+        )  # fmt: skip
+        for text in beside.get_texts():
+            text.set_parse_math(False)  # a name may hold $
+        return
+    _, highest = dots.get_clim()
+    classes = int(highest + 0.5)
+    ticks = range(0, classes, max(1, classes // 10))
+    bar = figure.colorbar(dots, ax=figure.axes, ticks=ticks, label="label", fraction=0.02, pad=0.01)
+    if names:
+        bar.ax.set_yticklabels([names[i] if i < len(names) else "" for i in ticks], parse_math=False)
 
 
 def close() -> None:

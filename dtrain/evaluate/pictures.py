@@ -14,7 +14,7 @@ from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.grids import grid, neighbours
 from dtrain.evaluate.manipulation import directions, moved
 from dtrain.evaluate.nearest import nearest
-from dtrain.evaluate.pages import Figures, Pixels, coloured, pixels, plt, show, tile
+from dtrain.evaluate.pages import Figures, Pixels, coloured, legend, pixels, plt, show, tile
 from dtrain.evaluate.potentials import matched, surface
 from dtrain.evaluate.text import of_sentence
 
@@ -131,10 +131,7 @@ def latents(evaluation: Evaluation) -> Figures:
             f"z_{level}: {dims} dimensions" + (f", {settings.projection.upper()}" if dims > 2 else ""), fontsize=9
         )
     if colours:
-        classes = int(colours["vmax"] + 0.5)
-        figure.colorbar(
-            dots, ax=axes, ticks=range(0, classes, max(1, classes // 10)), label="label", fraction=0.02, pad=0.01
-        )
+        legend(figure, dots, evaluation.heldout.split.class_names)
     figure.suptitle("Codes (means) of held-out data at every level")
     return {"latents": figure}
 

@@ -196,8 +196,13 @@ def test_verify_names_samples_and_missing_and_foreign_files(
     assert main(["verify", str(tmp_path / "nowhere")]) == 2
 
 
-def test_a_contact_sheet_shows_the_samples(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_contact_sheet_shows_the_samples(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["sheet", str(undisturbed / "train"), "--out", str(tmp_path / "sheet.png")]) == 0
+    count = len(open_split(undisturbed / "train"))
+    said = f"{tmp_path / 'sheet.png'}: {min(count, 160)} of the {count} images of {undisturbed / 'train'}"
+    assert capsys.readouterr().out.splitlines()[-1] == said
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (10 * 48, 16 * 48, 3)
     first = open_split(undisturbed / "train").images[0]
