@@ -65,15 +65,15 @@ def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
     else:
         name = f"{choices['model']}-{choices['data']}"
         plain = [f"model={choices['model']}", f"data={choices['data']}"]
-    own = signature(read(cfg))
-    same = own == signature(read(compose_with_choices(plain)[0]))
+    own = signature(typed(cfg))
+    same = own == signature(typed(compose_with_choices(plain)[0]))
     return name.replace("/", "-") if same else f"{name.replace('/', '-')}-{own}"
 
 
 def compose_with_choices(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     """The configuration without a filled-in name, and the choice of every group. Raises ConfigError."""
     # Group names in optim.groups are the model's, so any key may be added there.
-    opened = [f"++{o}" if o.startswith("optim.groups.") else o for o in overrides]
+    opened = [f"++{o}" if o.startswith("optim.groups.") else o for o in one_length(overrides)]
     try:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             cfg = hydra_compose("config", opened, return_hydra_config=True)
@@ -84,6 +84,14 @@ def compose_with_choices(overrides: list[str]) -> tuple[DictConfig, dict[str, st
     assert isinstance(with_hydra, dict)
     with_hydra.pop("hydra")
     return OmegaConf.create(with_hydra), choices
+
+
+def one_length(overrides: list[str]) -> list[str]:
+    """The overrides, in which a length, in steps or in epochs, replaces the other one of the files."""
+    given = {o.partition("=")[0].lstrip("+") for o in overrides}
+    keys = ["trainer.max_steps", "trainer.max_epochs"]
+    other = [k for k in keys if k not in given]
+    return [*overrides, f"{other[0]}=null"] if len(other) == 1 else overrides
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:
@@ -104,7 +112,7 @@ def _explain(error: Exception, overrides: list[str]) -> str:
 
 
 # What other trainers call a key of this one.
-OTHER_NAMES = {"learning_rate": "lr", "epochs": "max_steps", "max_epochs": "max_steps", "steps": "max_steps"}
+OTHER_NAMES = {"learning_rate": "lr", "epochs": "max_epochs", "steps": "max_steps"}
 
 
 def _named(node: Any, name: str, prefix: str = "") -> list[str]:

@@ -30,7 +30,7 @@ TINY = (LEVELS, f"data.image_shape={list(SHAPE)}", "trainer.batch_size=16")
         ("model.lambda_rec=-1", ["model.lambda_rec=-1", "greater than or equal to 0"]),
         ("model.lambda_rce=1", ["'lambda_rce'", "did you mean 'lambda_rec'"]),
         ("optim.lr=1", ["'lr'", "did you mean optim.default.lr? optim has: default, groups"]),
-        ("trainer.epochs=3", ["'epochs'", "did you mean trainer.max_steps?"]),
+        ("trainer.epochs=3", ["'epochs'", "did you mean trainer.max_epochs?"]),
         ("model=nope", ["model/nope", "stackedwae"]),
         ("model.levels.1.hiden=8", ["model.levels.1.hiden=8", "unknown key", "hidden"]),
         ("model.levels.9.hidden=8", ["model.levels", "0 to 4"]),
