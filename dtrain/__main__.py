@@ -73,9 +73,9 @@ def _read(argv: list[str]) -> DictConfig:
 
 def _standing(folder: Path) -> str:
     """The run folder, and how far the run in it has come."""
-    status = read_json(folder / "status.json")
-    if not (folder / "config.yaml").exists() or not {"state", "step", "max_steps"} <= status.keys():
+    if not (folder / "config.yaml").exists():
         return f"run folder {folder}: a new run"
+    status = {"state": "begun", "step": "?", "max_steps": "?", **read_json(folder / "status.json")}
     return f"run folder {folder}: {status['state']}, step {status['step']} of {status['max_steps']}"
 
 
