@@ -75,8 +75,9 @@ def _standing(folder: Path) -> str:
     """The run folder, and how far the run in it has come."""
     if not (folder / "config.yaml").exists():
         return f"run folder {folder}: a new run"
-    status = {"state": "begun", "step": "?", "max_steps": "?", **read_json(folder / "status.json")}
-    return f"run folder {folder}: {status['state']}, step {status['step']} of {status['max_steps']}"
+    status = read_json(folder / "status.json")
+    stands = ", step {step} of {max_steps}".format(**status) if {"step", "max_steps"} <= status.keys() else ""
+    return f"run folder {folder}: {status.get('state', 'begun')}{stands}"
 
 
 def _help() -> str:

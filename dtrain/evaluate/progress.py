@@ -61,7 +61,8 @@ class Bar:
         return replace(evaluator, valid=valid, test=test, tell=self._part)
 
     def _part(self, name: str) -> None:
-        self._bar.update(self._task, description=name.replace("_", " "), completed=self._parts, batches="")
+        shown = name.replace("_", " ")
+        self._bar.update(self._task, description=shown, completed=self._parts, batches="", refresh=True)
         self._parts, self._batches = self._parts + 1, 0
 
     def _batch(self) -> None:
