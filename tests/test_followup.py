@@ -185,7 +185,7 @@ def test_one_length_is_set_and_one_of_the_command_line_replaces_the_files() -> N
 
 def stored(path: Path) -> dict[str, Tensor]:
     """Everything in a checkpoint."""
-    table = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    table: dict[str, Any] = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     state: dict[str, Any] = {k: torch.empty(m.size, dtype=m.properties.dtype) for k, m in table.items()}
     dcp.load(state, checkpoint_id=path, no_dist=True)
     return state
