@@ -17,7 +17,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dtrain import compose as configs
-from dtrain.config import CONFIGS, ConfigError
+from dtrain.config import CONFIGS, ConfigError, run_dir
+from dtrain.files import read_json
 
 
 def main(argv: list[str]) -> int:
@@ -28,11 +29,13 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         cfg = _read([a for a in argv if a != "--cfg"])
-        config = configs.read(cfg)
+        if "--cfg" not in argv and not rank:
+            print(_standing(run_dir(configs.typed(cfg))), flush=True)
+        config = configs.read(cfg)  # the model's module loads torch, which takes seconds
         if "--cfg" in argv:
             print(OmegaConf.to_yaml(cfg), end="")
             return 0
-        from dtrain.run import run  # torch loads only once the configuration is right
+        from dtrain.run import run
 
         return run(config, OmegaConf.to_yaml(cfg, resolve=True))
     except KeyboardInterrupt:  # before the run listens: nothing is lost
@@ -66,6 +69,15 @@ def _read(argv: list[str]) -> DictConfig:
     if flags:
         raise ConfigError(f"unknown option {flags[0]}; sweeps (-m) are started with launch/sweep.py")
     return configs.compose(argv)
+
+
+def _standing(folder: Path) -> str:
+    """The run folder, and how far the run in it has come."""
+    if not (folder / "config.yaml").exists():
+        return f"run folder {folder}: a new run"
+    status = read_json(folder / "status.json")
+    stands = ", step {step} of {max_steps}".format(**status) if {"step", "max_steps"} <= status.keys() else ""
+    return f"run folder {folder}: {status.get('state', 'begun')}{stands}"
 
 
 def _help() -> str:

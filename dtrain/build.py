@@ -12,6 +12,7 @@ from dtrain.config import Config, ConfigError, TrainerConfig, of_stage
 from dtrain.data.build import Loader, build_loader
 from dtrain.data.shards import ShardError, Split, open_split
 from dtrain.faults import StopSignal
+from dtrain.length import check as check_length
 from dtrain.metrics import larger_is_better
 from dtrain.models.base import Algorithm, DataFacts, Site
 from dtrain.nets.recompute import Recomputable
@@ -58,7 +59,7 @@ def build_algorithm(config: Config, data: DataFacts) -> Algorithm:
     for group, path in ((g, p) for g, paths in algorithm.groups.items() for p in paths):
         if path not in dict(algorithm.named_modules()):
             raise ConfigError(f"{target.__name__}.groups[{group!r}] names {path!r}, a network that it does not have")
-    config.trainer.lengths([stage.name for stage in algorithm.stages()])
+    check_length(config.trainer, [stage.name for stage in algorithm.stages()])
     for stage in algorithm.stages():
         metric = of_stage(config.trainer.checkpoint.best, stage.name)
         if metric:

@@ -21,8 +21,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from dtrain.config import CheckpointConfig, ConfigError
-from dtrain.files import sha256, sync
+from dtrain.config import CheckpointConfig
+from dtrain.files import read_json, sha256, sync
 from dtrain.reader import METADATA, CheckpointError, Reader
 from dtrain.world import World
 
@@ -226,6 +226,24 @@ class Checkpointer:
                     self.report(f"checkpoint passed over: {e}")
         return self.world.share(found)
 
+    def result(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that verifies; of a finished run that stops by patience the best."""
+        found = self.latest()
+        finished = read_json(self.folder.parent / "status.json").get("state") == "finished"
+        if self.world.share(bool(found and finished and found[1]["judged"]["patience"])):
+            return self.latest(best=True) or found
+        return found
+
+    def verified(self, path: Path) -> tuple[Path, dict[str, Any]] | None:
+        """One checkpoint, on all ranks the same; None, which is reported, if it does not verify."""
+        found = None
+        if self.world.main:
+            try:
+                found = (path, verify(path))
+            except CheckpointError as e:
+                self.report(str(e))
+        return self.world.share(found)
+
     def load(self, path: Path, state: State, part: bool = False) -> None:
         """Reads a checkpoint into the state's tensors, in place, whatever wrote it. CheckpointError on a mismatch.
 
@@ -245,19 +263,17 @@ class Checkpointer:
                 )
         dcp.load(state, storage_reader=Reader(path), process_group=self.world.saving, no_dist=self.world.size == 1)
 
-    def load_networks(self, state: State, group: str) -> Path:
-        """Reads a group of another run's result, of its best checkpoint if it had one, into the state.
+    def load_result(self, path: Path, state: State) -> None:
+        """Reads model.<name> of a checkpoint into the state, where it keeps averaged weights those."""
+        stored = stored_keys(path)
+        averages = {name: name.replace("model.", "average.", 1) for name in state}
+        named = {average if (average := averages[name]) in stored else name: t for name, t in state.items()}
+        self.load(path, named, part=True)
 
-        ConfigError where there is none, or its networks are others.
-        """
-        found = self.latest(best=True) or self.latest()
-        if found is None:
-            raise ConfigError(f"{self.folder} has no checkpoint that verifies: group {group} cannot start from it")
-        try:
-            self.load(found[0], state, part=True)
-        except CheckpointError as e:
-            raise ConfigError(f"group {group} cannot start from {e}") from e
-        return found[0]
+
+def folder_of(path: Path) -> Path:
+    """The run folder of a checkpoint; a run folder itself."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def stored_keys(path: Path) -> set[str]:

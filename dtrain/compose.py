@@ -67,7 +67,7 @@ def no_environment() -> Iterator[None]:
 
 def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
     """The experiment's (or model's and data set's) name, with the signature where other keys differ from it."""
-    config = read(cfg)
+    config = typed(cfg)
     if choices.get("experiment"):
         name, plain = str(choices["experiment"]), [f"experiment={choices['experiment']}"]
     else:
@@ -75,14 +75,14 @@ def _name(cfg: DictConfig, choices: dict[str, str | None]) -> str:
         plain = [f"model={choices['model']}", f"data={choices['data']}"]
     own, same_files = signature(config), compose_with_choices(plain)[0]
     same_files.data.path = str(config.data.path)  # which data=folder has no default of
-    same = own == signature(read(same_files))
+    same = own == signature(typed(same_files))
     return name.replace("/", "-") if same else f"{name.replace('/', '-')}-{own}"
 
 
 def compose_with_choices(overrides: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
     """The configuration without a filled-in name, and the choice of every group. Raises ConfigError."""
     # Group names in optim.groups are the model's, so any key may be added there.
-    opened = [f"++{o}" if o.startswith("optim.groups.") else o for o in overrides]
+    opened = [f"++{o}" if o.startswith("optim.groups.") else o for o in one_length(overrides)]
     try:
         with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
             cfg = hydra_compose("config", opened, return_hydra_config=True)
@@ -93,6 +93,14 @@ def compose_with_choices(overrides: list[str]) -> tuple[DictConfig, dict[str, st
     assert isinstance(with_hydra, dict)
     with_hydra.pop("hydra")
     return OmegaConf.create(with_hydra), choices
+
+
+def one_length(overrides: list[str]) -> list[str]:
+    """The overrides, in which a length, in steps or in epochs, replaces the other one of the files."""
+    given = {o.partition("=")[0].lstrip("+") for o in overrides}
+    keys = ["trainer.max_steps", "trainer.max_epochs"]
+    other = [k for k in keys if k not in given]
+    return [*overrides, f"{other[0]}=null"] if len(other) == 1 else overrides
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:
@@ -113,7 +121,7 @@ def _explain(error: Exception, overrides: list[str]) -> str:
 
 
 # What other trainers call a key of this one.
-OTHER_NAMES = {"learning_rate": "lr", "epochs": "max_steps", "max_epochs": "max_steps", "steps": "max_steps"}
+OTHER_NAMES = {"learning_rate": "lr", "epochs": "max_epochs", "steps": "max_steps"}
 
 
 def _named(node: Any, name: str, prefix: str = "") -> list[str]:

@@ -23,6 +23,7 @@ M = TypeVar("M", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 HeldOut = Literal["valid", "test"]  # splits
+Length = Positive | dict[str, Annotated[int, Field(ge=0)]]  # of a run, or of each of its stages
 
 
 class ConfigError(Exception):
@@ -59,6 +60,15 @@ class RunConfig(_Section):
     name: Annotated[str, AfterValidator(_named)] | None = None
     root: Annotated[Path, BeforeValidator(_given)] = Path("runs")
     dir: Annotated[Path | None, BeforeValidator(_given)] = None
+    extend: bool = False
+
+
+class InitConfig(_Section):
+    """run: `init.from`, the run or the checkpoint to start from. groups: [] for all that fit."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+    run: Annotated[Path | None, BeforeValidator(_given)] = Field(None, alias="from")
+    groups: list[str] = []
 
 
 class DataConfig(_Section):
@@ -107,7 +117,8 @@ class CheckpointConfig(_Section):
 
 class TrainerConfig(_Section):
     batch_size: Positive
-    max_steps: Positive | dict[str, Annotated[int, Field(ge=0)]]
+    max_steps: Length | None
+    max_epochs: Length | None
     micro_batches: Positive
     strategy: Literal["ddp", "fsdp"]
     shard_size: Positive | None
@@ -126,32 +137,23 @@ class TrainerConfig(_Section):
     timeout: Annotated[float, Field(gt=0)]
 
     @property
-    def total_steps(self) -> int:
-        """Of all stages together."""
-        return self.max_steps if isinstance(self.max_steps, int) else sum(self.max_steps.values())
+    def length(self) -> tuple[str, int | dict[str, int]]:
+        """The key of the length, and its value. ConfigError unless just one is set."""
+        given = {k: v for k in ("max_steps", "max_epochs") if (v := getattr(self, k)) is not None}
+        if len(given) != 1:
+            said = " and ".join(f"trainer.{k}={v}" for k, v in given.items()) or "trainer: no length"
+            raise ConfigError(f"{said}: set one of trainer.max_steps and trainer.max_epochs, and the other to null")
+        return next(iter(given.items()))
 
-    def lengths(self, stages: list[str]) -> dict[str, int]:
-        """The steps of every stage. ConfigError unless the settings name just the stages that there are."""
-        names = ", ".join(stages)
-        by_stage = {"max_steps": self.max_steps, "patience": self.patience, "checkpoint.best": self.checkpoint.best}
-        for key, value in by_stage.items():
-            wrong = [name for name in value if name not in stages] if isinstance(value, dict) else []
-            if wrong:
-                raise ConfigError(f"trainer.{key}.{wrong[0]}: the model has no such stage, but {names}")
-        if isinstance(self.max_steps, int):
-            if len(stages) > 1:
-                raise ConfigError(f"trainer.max_steps={self.max_steps}: give each stage its own: {names}")
-            return {stages[0]: self.max_steps}
-        missing = [name for name in stages if name not in self.max_steps]
-        if missing or not self.total_steps:
-            raise ConfigError(f"trainer.max_steps={self.max_steps}: set steps for {', '.join(missing) or names}")
-        return self.max_steps
+    def epoch(self, images: int, batches_per_step: int) -> int:
+        """The steps of an epoch of a stage, on a training split of so many images."""
+        return -(-images // (self.batch_size * batches_per_step))
 
     def evaluates(self, step: int, images: int, batches_per_step: int) -> bool:
         """Whether an evaluation is due after so many steps of a stage, on a training split of so many images."""
         every = self.evaluate_every
         if every == "epoch":
-            every = -(-images // (self.batch_size * batches_per_step))
+            every = self.epoch(images, batches_per_step)
         return every is not None and step % every == 0
 
     def check_world(self, world: int) -> None:
@@ -209,6 +211,7 @@ class Config(_Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     run: RunConfig
+    init: InitConfig = InitConfig()
     data: DataConfig
     loader: dict[str, Any]
     model: dict[str, Any]
@@ -236,13 +239,20 @@ def of_stage(setting: Any, stage: str) -> Any:
     return setting.get(stage) if isinstance(setting, dict) else setting
 
 
-def signature(config: Config) -> str:
-    """10 hex digits of what defines the result; equal signatures are the same run."""
+def signature(config: Config, length: bool = True) -> str:
+    """10 hex digits of what defines the result; equal signatures are the same run. length: unless it is left out."""
     exclude: Any = {k: True if v is ... else v for k, v in OPERATIONAL.items()}
     content = config.model_dump(mode="json", exclude=exclude)
-    trainer = config.trainer
+    trainer, init = config.trainer, config.init
+    for key in ("max_steps", "max_epochs"):
+        if not length or (key == "max_epochs" and trainer.max_epochs is None):
+            content["trainer"].pop(key)
     if trainer.patience:  # then these decide where the training ends
         content["trainer"]["ends by"] = [trainer.patience, trainer.evaluate_every, trainer.checkpoint.best]
+    if init.run is None:
+        content.pop("init")
+    else:  # wherever it lies; what it holds is compared with what the run began with
+        content["init"]["from"] = init.run.parts[-3::2] if init.run.parent.name == "checkpoints" else init.run.name
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -254,21 +264,10 @@ def run_dir(config: Config) -> Path:
 def parse(content: Any) -> Config:
     """Types and ranges of every key but the model's arguments, whose class must be imported. Raises ConfigError."""
     config = checked(Config, content, "")
+    _ = config.trainer.length
     for group in config.optim.groups:
         config.optim.of(group)
     return config
-
-
-def paths(section: BaseModel, prefix: str = "") -> dict[str, Path]:
-    """Every path in the configuration by its key, run.dir included; of the model's arguments none."""
-    found: dict[str, Path] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            found |= paths(value, f"{prefix}{name}.")
-        elif isinstance(value, Path):
-            found[prefix + name] = value
-    return found
 
 
 def _plain(hint: Any) -> Any:
@@ -289,8 +288,8 @@ def _place(hint: Any, path: tuple[int | str, ...]) -> tuple[str, list[str]]:
         key.append(str(part))
         inner = typing.get_args(hint)
         if isinstance(hint, type) and issubclass(hint, BaseModel):
-            names = list(hint.model_fields)
-            hint = hint.model_fields[str(part)].annotation if part in names else Any
+            fields = {field.alias or name: field for name, field in hint.model_fields.items()}
+            names, hint = list(fields), fields[str(part)].annotation if part in fields else Any
         else:  # of a list or a dictionary
             names, hint = [], inner[-1] if inner else Any
     return ".".join(key), names

@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dtrain import compose as configs
+from dtrain.checkpoint import folder_of
 from dtrain.config import ConfigError
 from dtrain.files import read_json
 from dtrain.metrics import table
 from dtrain.results import last_evaluations
 from dtrain.tensors import model_state
-from dtrain.trained import WEIGHTS, Trained, folder_of, load
+from dtrain.trained import WEIGHTS, Trained, load
 
 KEPT = ("versions", "data", "facts")  # of environment.json; the rest is of the machine
 

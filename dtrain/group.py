@@ -87,6 +87,12 @@ class Group:
             torch._foreach_lerp_(self.average, [p.detach() for p in self.params], 1 - self.settings.ema)
 
     @torch.no_grad()
+    def restart_average(self) -> None:
+        """The averaged weights begin anew at the weights."""
+        for p, average in zip(self.params, self.average or [], strict=False):
+            average.copy_(p)
+
+    @torch.no_grad()
     def settle(self) -> None:
         """The averaged weights become the weights."""
         for p, average in zip(self.params, self.average or [], strict=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dtrain.config import HeldOut
@@ -18,8 +19,8 @@ class Evaluator(Protocol):
     def measure(self, split: HeldOut) -> dict[str, float]:
         """Numbers of a held-out split by metric, the same on every rank. Interrupted if all ranks agree to stop."""
 
-    def draw(self, split: HeldOut) -> None:
-        """Pictures, with those of a held-out split, into the run's images/."""
+    def draw(self, split: HeldOut) -> list[Path]:
+        """Pictures, with those of a held-out split, into the run's images/; the files, on rank 0."""
 
 
 @dataclass

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dtrain.config import HeldOut
@@ -20,6 +22,7 @@ from dtrain.metrics import member, table
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+LARGEST = 1000  # pixels a side of a picture in TensorBoard, which keeps all of them
 COLUMNS = (
     TextColumn("epoch {task.fields[epoch]}"),
     BarColumn(),
@@ -39,14 +42,14 @@ class Log:
         self._board: SummaryWriter | None = None
         self._bar: Progress | None = None
 
-    def start(self, step: int) -> None:
-        """Opens the TensorBoard events and, on a terminal, the progress bar, after so many steps."""
+    def start(self, step: int, bar: bool = True) -> None:
+        """Opens the TensorBoard events and, on a terminal, the progress bar, after so many steps. bar: unless not."""
         if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
-        if sys.stdout.isatty():
+        if bar and sys.stdout.isatty():
             self._bar = Progress(*COLUMNS)
             texts: dict[str, Any] = {"epoch": 0, "loss": "-", "speed": "-"}
             self._task = self._bar.add_task("train", total=self.max_steps, completed=step, **texts)
@@ -86,6 +89,23 @@ class Log:
             self.line(f"{split} split at step {step}: {alone}")
             for row in table(values):
                 self.line(row)
+
+    def pictures(self, step: int, files: Iterable[Path]) -> None:
+        """PNG files, no larger than LARGEST, to TensorBoard as images/<name>."""
+        if self._board is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for file in files:
+            with self._writing(), Image.open(file) as image:
+                image.thumbnail((LARGEST, LARGEST))
+                content = io.BytesIO()
+                image.convert("RGB").save(content, "png")
+                shown = Summary.Image(
+                    height=image.height, width=image.width, colorspace=3, encoded_image_string=content.getvalue()
+                )
+            value = Summary.Value(tag=f"images/{file.stem}", image=shown)
+            self._board._get_file_writer().add_summary(Summary(value=[value]), step)
 
     def event(self, step: int, kind: str, message: str) -> None:
         """Something that a reader of the metrics should know: a restart, a skipped step, a failed save."""

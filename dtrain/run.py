@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
+from dtrain.checkpoint import steps
 from dtrain.config import Config, ConfigError, run_dir, signature
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.evaluator import Evaluator
@@ -27,6 +29,8 @@ from dtrain.evaluate.preflight import check as check_evaluation
 from dtrain.evaluate.preflight import check_model
 from dtrain.faults import Interrupted, StopSignal
 from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text
+from dtrain.followup import Earlier, extended
+from dtrain.init import check_unchanged, recorded, starts
 from dtrain.target import completed
 from dtrain.trainer import Trainer
 from dtrain.world import RanksMissing, World, environment, leave, start
@@ -51,14 +55,16 @@ def run(config: Config, yaml: str) -> int:
     check_model(config.evaluate, algorithm, splits[0])
     folder = run_dir(config)
     content = {split.path.name: split.content for split in splits}
-    _check_folder(folder, config, content)
-    if _finished(folder):
-        if rank == 0:
-            print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
-        return 0
-    for group, other in algorithm.pretrained.items():
-        if not (folder / "checkpoints").exists() and not (other / "checkpoints").is_dir():
-            raise ConfigError(f"group {group} cannot start from {other}: that is no run folder with checkpoints")
+    previous = None
+    if config.run.extend or not (folder / "config.yaml").exists():
+        previous = extended(folder, config, algorithm, len(splits[0]), content, main=rank == 0)
+    if previous is None:
+        _check_folder(folder, config, content)
+        check_unchanged(config, algorithm, folder)
+        if _finished(folder):
+            if rank == 0:
+                print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
+            return 0
     world = start(config.trainer.device, config.trainer.timeout)
     if config.trainer.precision == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -70,14 +76,17 @@ def run(config: Config, yaml: str) -> int:
         )
     try:
         stop = StopSignal(world)
+        begun = cache(partial(starts, config, algorithm, world))
+        fresh = previous is None and not steps(folder / "checkpoints")
+        about = {"data": content, "facts": asdict(data), "init": [s.record() for s in begun()] if fresh else None}
         train, valid, test = build_loaders(config, algorithm, splits, world)
         site = build_site(config, algorithm, train, world, folder, stop)
         evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
         evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
-        trainer = Trainer(config, algorithm, site, stop, evaluator)
+        trainer = Trainer(config, algorithm, site, stop, evaluator, begun)
         trainer.rehearse()
         with _held(folder, world):
-            _open_folder(folder, yaml, {"data": content, "facts": asdict(data)}, world)
+            _open_folder(folder, yaml, about, world, previous)
             return trainer.fit()
     except Interrupted:
         if world.main:
@@ -117,6 +126,11 @@ def _check_folder(folder: Path, config: Config, content: dict[str, str]) -> None
                 f"now {content}); choose run.name or run.dir"
             )
         return
+    if signature(other, length=False) == signature(own, length=False):
+        key, length = other.trainer.length
+        raise ConfigError(
+            f"{folder} holds this run with trainer.{key}={length}: run.extend=true continues it; or choose run.name"
+        )
     ours, theirs = (_flat(c.model_dump(mode="json")) for c in (own, other))
     differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
     raise ConfigError(
@@ -153,24 +167,32 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _open_folder(folder: Path, yaml: str, about: dict[str, Any], world: World) -> None:
-    """config.yaml, environment.json, and a line in the metrics for this start. ConfigError on every rank."""
+def _open_folder(folder: Path, yaml: str, about: dict[str, Any], world: World, previous: Earlier | None) -> None:
+    """config.yaml, environment.json, and a line in the metrics for this start. ConfigError on every rank.
+
+    previous: the run that this one continues.
+    """
     error = None
     if world.main:
         try:
             for work in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):  # a kill's
                 work.unlink()
-            first = not (folder / "config.yaml").exists()
+            first = previous is None and not (folder / "config.yaml").exists()
+            if previous:
+                previous.take_over(folder)
             replace_text(folder / "config.yaml", yaml)
-            environment = {**_environment(world), **about}
+            noted = about["init"] or recorded(previous.folder if previous else folder)
+            environment = {**_environment(world), **about, "init": noted}
             replace_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
             begun = {"kind": "start", "time": time.time(), "restart": not first, "world_size": world.size}
             append_line(folder / "metrics.jsonl", begun)
         except OSError as e:
+            error = f"{folder}: the run's files cannot be written ({e}); make room, or choose run.root"
+        except ConfigError as e:
             error = str(e)
     error = world.share(error)
     if error is not None:
-        raise ConfigError(f"{folder}: the run's files cannot be written ({error}); make room, or choose run.root")
+        raise ConfigError(error)
 
 
 def _environment(world: World) -> dict[str, Any]:

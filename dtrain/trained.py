@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm, facts, open_data
-from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys, verify
-from dtrain.config import Config, ConfigError, of_stage
+from dtrain.checkpoint import Checkpointer, CheckpointError, folder_of, verify
+from dtrain.config import Config, ConfigError
 from dtrain.files import read_json
 from dtrain.models.base import Algorithm, DataFacts
 from dtrain.noise import Noise
@@ -161,11 +161,6 @@ def load(path: str | Path, device: str | torch.device | None = None, modules: Se
     return Trained(algorithm.to(place).eval().requires_grad_(False), config, metrics, step, place)
 
 
-def folder_of(path: Path) -> Path:
-    """The run folder of a checkpoint; a run folder itself."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path
-
-
 def _read_exported(algorithm: Algorithm, file: Path) -> int:
     """Reads weights that dtrain.export wrote; returns their step."""
     from safetensors import SafetensorError, safe_open
@@ -200,22 +195,11 @@ def _facts(folder: Path, config: Config) -> DataFacts:
 def _restore(algorithm: Algorithm, config: Config, folder: Path, chosen: Path | None) -> int:
     """Reads the weights, averaged ones in place of those that they average; returns their step."""
     checkpoints = Checkpointer(folder / "checkpoints", config.trainer.checkpoint, World(), print)
-    last = algorithm.stages()[-1].name
-    best = (
-        read_json(folder / "status.json").get("state") == "finished"
-        and of_stage(config.trainer.patience, last) is not None
-    )
     try:
-        found = (
-            (chosen, verify(chosen)) if chosen else (best and checkpoints.latest(best=True)) or checkpoints.latest()
-        )
+        found = (chosen, verify(chosen)) if chosen else checkpoints.result()
         if not found:
             raise ConfigError(f"{folder} has no checkpoint that verifies")
-        path, info = found
-        state = model_state(algorithm)
-        averages = {k for k in stored_keys(path) if k.startswith("average.")}
-        named = {k.replace("model.", "average.", 1): k for k in state}
-        checkpoints.load(path, {k if k in averages else m: state[m] for k, m in named.items()}, part=True)
+        checkpoints.load_result(found[0], model_state(algorithm))
     except CheckpointError as e:
         raise ConfigError(str(e)) from e
-    return int(info["step"])
+    return int(found[1]["step"])

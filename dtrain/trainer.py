@@ -10,7 +10,9 @@ from dtrain.config import Config, ConfigError, HeldOut, of_stage
 from dtrain.distributed import average_buffers, distribute, evaluating
 from dtrain.faults import Interrupted, NonFinite, StopSignal, explain
 from dtrain.files import STOPPED
+from dtrain.init import Starts
 from dtrain.judge import Evaluator, Judge
+from dtrain.length import lengths
 from dtrain.log import Log
 from dtrain.meter import Meter, memory_mb
 from dtrain.models.base import Algorithm, Site, Stage
@@ -22,13 +24,15 @@ from dtrain.world import reseed
 class Trainer:
     """Trains one algorithm in one run folder to the end of its stages, from its latest checkpoint if there is one.
 
-    step: of the run, names checkpoints. images: of the stage, which began at step `begun`.
+    step: of the run, names checkpoints. images: of the stage, which began at step `begun`. starts: what a new run
+    begins with.
     """
 
     def __init__(
-        self, config: Config, algorithm: Algorithm, site: Site, stop: StopSignal, evaluation: Evaluator
-    ) -> None:
-        settings = config.trainer
+        self, config: Config, algorithm: Algorithm, site: Site, stop: StopSignal, evaluation: Evaluator,
+        starts: Starts = list,
+    ) -> None:  # fmt: skip
+        settings, self.starts = config.trainer, starts
         self.settings, self.algorithm, self.site = settings, algorithm, site
         self.world, self.stop, self.evaluation = site.world, stop, evaluation
         distribute(
@@ -36,8 +40,8 @@ class Trainer:
             sync_batchnorm=settings.sync_batchnorm, channels_last=settings.channels_last,
         )  # fmt: skip
         self.updater = Updater(algorithm, config.optim, settings, self.world)
-        lengths = settings.lengths([stage.name for stage in algorithm.stages()])
-        self.stages = [(s, lengths[s.name]) for s in algorithm.stages() if lengths[s.name] and not s.trained]
+        steps = lengths(settings, algorithm.stages(), len(site.train))
+        self.stages = [(s, steps[s.name]) for s in algorithm.stages() if steps[s.name] and not s.trained]
         self.log = Log(site.folder, sum(length for _, length in self.stages), self.world.main)
         self.checkpoints = Checkpointer(site.folder / "checkpoints", settings.checkpoint, self.world, self._report)
         self.meter = Meter()
@@ -107,13 +111,12 @@ class Trainer:
         if self.algorithm.summary():
             self.log.line(self.algorithm.summary())
         if found:
-            self.log.line(f"continuing from step {self.step}")
+            self.log.line(f"{self.site.folder}: continuing from step {self.step}")
             self._open()
             return
-        for group, run in self.algorithm.pretrained.items():
-            other = Checkpointer(run / "checkpoints", self.settings.checkpoint, self.world, self._report)
-            path = other.load_networks(tensors.model_state(self.algorithm, [group]), group)
-            self.log.line(f"group {group} starts from {path}")
+        for start in self.starts():
+            start.load(self.algorithm, self.updater, self.checkpoints)
+            self.log.event(0, "init", str(start))
         self._enter(0)
 
     def _enter(self, number: int) -> None:
@@ -121,7 +124,7 @@ class Trainer:
         self._set_stage(number, self.step, images=0)
         if number:
             self.updater.settle()
-        if self.step or self.algorithm.pretrained or self.settings.on_nonfinite == "rollback":
+        if self.step or self.starts() or self.settings.on_nonfinite == "rollback":
             self._save()
         if len(self.stages) > 1:
             self.log.event(self.step, "stage", f"stage {self.stage.name}: {self.stages[number][1]} steps")
@@ -189,7 +192,7 @@ class Trainer:
     def evaluate(self, split: HeldOut, finished: bool) -> None:
         """Evaluates and draws what `restore` loads."""
         self.restore(finished)
-        self.log.start(self.step)
+        self.log.start(self.step, bar=False)
         self._evaluate(split, pictures=True)
         self.log.line(f"pictures in {self.site.folder / 'images'}")
         self.log.close()
@@ -306,7 +309,7 @@ class Trainer:
             values = self.evaluation.measure(split)
             self.log.evaluation(self.step, split, values, self.images / len(self.site.train))
             if pictures:
-                self.evaluation.draw(split)
+                self.log.pictures(self.step, self.evaluation.draw(split))
         return values
 
     def _finish(self) -> None:

@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from dtrain.compose import read
-from dtrain.config import Config, ConfigError, paths
+from dtrain.config import Config, ConfigError, run_dir
 from dtrain.files import replace_text
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +74,10 @@ def _build_error(content: dict[str, object]) -> str | None:
     import torch
 
     from dtrain.build import build_algorithm, facts, open_data
+    from dtrain.checkpoint import steps
     from dtrain.evaluate.preflight import check, check_model
+    from dtrain.init import asked_for
+    from dtrain.world import World
 
     try:
         config = read(OmegaConf.create(content))
@@ -82,16 +86,30 @@ def _build_error(content: dict[str, object]) -> str | None:
         with torch.device("meta"):  # shapes without memory
             algorithm = build_algorithm(config, facts(train))
         check_model(config.evaluate, algorithm, train)
+        if not steps(run_dir(config) / "checkpoints"):
+            asked_for(config, algorithm, World())
     except ConfigError as e:
         return str(e)
     return None
+
+
+def paths(section: BaseModel, prefix: str = "") -> dict[str, Path]:
+    """Every path in the configuration by its key, run.dir included; of the model's arguments none."""
+    found: dict[str, Path] = {}
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), prefix + (field.alias or name)
+        if isinstance(value, BaseModel):
+            found |= paths(value, f"{key}.")
+        elif isinstance(value, Path):
+            found[key] = value
+    return found
 
 
 def _key(config: Config) -> str:
     """A digest of all that the answer depends on, but for the code."""
     data = config.data
     files = [data.path / split / "manifest.json" for split in (data.train, data.valid, data.test)]
-    files += paths(config.evaluate).values()
+    files += [*paths(config.evaluate).values(), *paths(config.init).values()]
     content = config.model_dump_json(exclude={"seed", "run", "loader"})
     parts = [content, *(str(f.stat().st_mtime_ns) if f.exists() else "missing" for f in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

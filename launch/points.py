@@ -20,9 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dtrain.compose import compose, compose_with_choices, typed, unnamed
-from dtrain.config import CONFIGS, Config, ConfigError, paths, run_dir, signature
-from launch.check import Checker
+from dtrain.compose import compose, compose_with_choices, one_length, typed, unnamed
+from dtrain.config import CONFIGS, Config, ConfigError, run_dir, signature
+from launch.check import Checker, paths
 
 _SHOWN = 5  # wrong points named in an error
 
@@ -136,6 +136,7 @@ class _Composer:
 
     def __call__(self, line: list[str]) -> DictConfig:
         """Equal to dtrain.compose.compose(line), but for run.name, which is that of the chosen files."""
+        line = one_length(line)
         plain = [o for o in line if self._is_plain(_parse(o))]
         files = tuple(o for o in line if o not in plain)
         try:

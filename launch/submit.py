@@ -96,13 +96,19 @@ class Estimate:
 def estimate(todo: list[State], configs: dict[int, Config], launcher: Launcher, pilot: float | None) -> Estimate:
     """From sweep.pilot, or the median speed of runs of the same model on the same data."""
     unit, count = ("GPU", launcher.gpus) if launcher.gpus else ("process", launcher.ranks)
-    images = sum(
-        (config.trainer.total_steps - state.status.get("step", 0)) * config.trainer.batch_size
-        for state in todo
-        if (config := configs[state.entry.index])
-    )
+    images = sum(_left(configs[state.entry.index], state.status) for state in todo)
     speed = pilot or _speed({s.entry.run for s in todo})
     return Estimate(speed, images / speed / 3600 * count if speed else 0.0, unit)
+
+
+def _left(config: Config, status: dict[str, Any]) -> float:
+    """Images that a point has yet to train on."""
+    key, length = config.trainer.length
+    count = length if isinstance(length, int) else sum(length.values())
+    if key == "max_steps":
+        return (count - status.get("step", 0)) * config.trainer.batch_size
+    images = read_json(config.data.path / config.data.train / "manifest.json").get("count", 0)
+    return count * images * (1 - status.get("step", 0) / status.get("max_steps", 1))
 
 
 def _speed(runs: set[Path]) -> float:

@@ -22,6 +22,7 @@ TOGETHER = {
     "tests/test_compare.py": "compare",
     "tests/test_export.py": "export",
     "tests/test_fidelity.py": "fidelity",
+    "tests/test_followup.py": "followup",
     "tests/test_hostile.py": "hostile",
     "tests/test_mixture.py": "mixture",
     "tests/test_sample.py": "sample",

@@ -20,6 +20,7 @@ from dtrain.data.batch import Batch
 from dtrain.data.order import Order, positions
 from dtrain.distributed import distribute
 from dtrain.evaluate.evaluation import Evaluation
+from dtrain.length import lengths
 from dtrain.models.base import Algorithm, DataFacts, Site, Stage
 from dtrain.noise import Noise
 from dtrain.stream import rows
@@ -134,7 +135,7 @@ class Session:
         for _ in range(count):
             self.updater.read(self.world)
             batch = self.config.trainer.batch_size
-            total = self.config.trainer.total_steps * batch
+            total = sum(lengths(self.config.trainer, self.algorithm.stages(), COUNT).values()) * batch
             self.updater.begin(self.images // batch, self.images, total)
             self.stage.step(self.stream, self.updater)
             self.images += self.config.trainer.batch_size

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageChops
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dtrain import compose as configs
 from dtrain.checkpoint import steps
 from dtrain.config import run_dir
 from dtrain.run import emulated
 from tests.harness import LEVELS, SHAPE, difference
-from tests.runs import call, evaluations, execute, final_weights, freeze, metrics, status
+from tests.runs import ROOT, call, evaluations, execute, final_weights, freeze, metrics, status
 
 TINY = (LEVELS, f"data.image_shape={list(SHAPE)}", "trainer.batch_size=16")
 
@@ -30,7 +37,7 @@ TINY = (LEVELS, f"data.image_shape={list(SHAPE)}", "trainer.batch_size=16")
         ("model.lambda_rec=-1", ["model.lambda_rec=-1", "greater than or equal to 0"]),
         ("model.lambda_rce=1", ["'lambda_rce'", "did you mean 'lambda_rec'"]),
         ("optim.lr=1", ["'lr'", "did you mean optim.default.lr? optim has: default, groups"]),
-        ("trainer.epochs=3", ["'epochs'", "did you mean trainer.max_steps?"]),
+        ("trainer.epochs=3", ["'epochs'", "did you mean trainer.max_epochs?"]),
         ("model=nope", ["model/nope", "stackedwae"]),
         ("model.levels.1.hiden=8", ["model.levels.1.hiden=8", "unknown key", "hidden"]),
         ("model.levels.9.hidden=8", ["model.levels", "0 to 4"]),
@@ -72,7 +79,15 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
     run = tmp_path / "run"
     for name in ("samples", "reconstructions", "interpolation", "paths", "latents"):
         assert (run / "images" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert list((run / "tensorboard").iterdir())
+    assert first.stdout.startswith(f"run folder {run}: a new run\n")
+    events = EventAccumulator(str(run / "tensorboard"), {"images": 0}).Reload()
+    assert {"images/samples", "images/latents"} <= set(events.Tags()["images"])
+    for name in ("samples", "latents"):
+        (shown,) = events.Images(f"images/{name}")
+        logged, saved = Image.open(BytesIO(shown.encoded_image_string)), Image.open(run / "images" / f"{name}.png")
+        assert shown.step == 40 and logged.size == (shown.width, shown.height) and max(logged.size) <= 1000
+        saved.thumbnail((1000, 1000))
+        assert ImageChops.difference(logged, saved.convert("RGB")).getbbox() is None
     facts = json.loads((run / "environment.json").read_text())
     assert facts["world_size"] == 2 and facts["versions"]["torch"] and facts["git"]
     assert configs.read(configs.load(run / "config.yaml")).trainer.max_steps == 40
@@ -95,6 +110,7 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
 
     again = call("--config", file)
     assert again.returncode == 0 and "is finished" in again.stdout
+    assert again.stdout.startswith(f"run folder {run}: finished, step 40 of 40\n")
 
     # As if the job had died while evaluating: the same command picks the run up, in another world size. And as if an
     # earlier version had started it, which did not know every key.
@@ -106,6 +122,7 @@ def test_a_run_continues_where_it_was_and_then_says_that_it_is_finished(tmp_path
         path.rename(path.with_suffix(".incomplete"))
     third = call("--config", file)
     assert third.returncode == 0, third.stderr
+    assert f"{run}: continuing from step 30" in third.stdout
     assert [line["step"] for line in metrics(run, "train")] == list(range(5, 41, 5))
     assert [line["restart"] for line in metrics(run, "start")] == [False, True]
     assert evaluations(run)[-1]["objective"] == pytest.approx(held_out["objective"], rel=1e-3)
@@ -142,6 +159,39 @@ def test_one_and_two_processes_have_the_same_loss_curve(tmp_path: Path, shards: 
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
+def test_a_command_says_its_folder_before_torch_loads() -> None:
+    code = """
+import io, sys
+import dtrain.__main__ as program
+
+class Said(io.StringIO):
+    def write(self, text):
+        sys.exit(f"{text}, torch loaded: {'torch' in sys.modules}")
+
+sys.stdout = Said()
+program.main(["experiment=quickstart", "run.root=none"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stderr.strip() == "run folder none/quickstart: a new run, torch loaded: False"
+
+
+def on_a_terminal(run: Path, *overrides: str) -> str:
+    """What python -m dtrain.evaluate shows on standard error, a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "dtrain.evaluate", str(run), *overrides], stderr=theirs, stdout=subprocess.DEVNULL,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's way of saying that the other end is closed
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+    os.close(ours)
+    assert process.returncode == 0, shown
+    return shown.decode()
+
+
 def evaluate(run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dtrain.evaluate", str(run), *overrides],
@@ -163,7 +213,8 @@ def test_evaluation_at_any_time_and_with_other_settings(tmp_path: Path, shards: 
     first, tested, second = metrics(run, "evaluation")
     assert [line["split"] for line in (first, tested, second)] == ["valid", "test", "valid"]
     assert second["objective"] == pytest.approx(first["objective"])
-    assert evaluate(run, "evaluate.split=test").returncode == 0
+    shown = on_a_terminal(run, "evaluate.split=test")
+    assert re.search(r"loading.*held out.*reconstructions.*\d+/\d+.*batches", shown, re.DOTALL), shown
     assert (run / "images" / "reconstructions.png").read_bytes() == drawn
     assert [line["objective"] for line in evaluations(run, "test")] == pytest.approx([tested["objective"]] * 2)
     for folder, override, named in (

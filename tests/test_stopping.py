@@ -44,6 +44,9 @@ def test_patience_ends_the_training_and_the_best_weights_stay(tmp_path: Path, sh
     config = read(load(run / "config.yaml"))
     assert evaluate_run(config, run) == 0
     assert evaluated(run)[-1] == 5  # the result's, not the newest checkpoint's
+    longer = (STILL, BEST, "trainer.evaluate_every=5", "trainer.patience=2", "trainer.max_steps=80")
+    with pytest.raises(ConfigError, match=r"it ended at step 15 by trainer\.patience, not by its length"):
+        execute(freeze(run, shards, *longer, "run.extend=true"))
 
 
 def judged(run: Path) -> list[tuple[str, int, float]]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from dtrain.config import Config, ConfigError
+from dtrain.evaluate.progress import Bar
 from dtrain.evaluate.stored import opened, read_config
 from dtrain.files import STOPPED, read_json
 
@@ -22,13 +23,14 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     folder: Path = arguments.run
     try:
-        return evaluate_run(read_config(folder, arguments.overrides, arguments.model), folder)
+        with Bar() as bar:
+            return evaluate_run(read_config(folder, arguments.overrides, arguments.model), folder, bar)
     except ConfigError as e:
         print(f"dtrain.evaluate: {e}", file=sys.stderr)
         return 2
 
 
-def evaluate_run(config: Config, folder: Path) -> int:
+def evaluate_run(config: Config, folder: Path, bar: Bar | None = None) -> int:
     """Evaluates a run's newest checkpoint, or the best one of a run that has stopped early; returns the exit code.
 
     Draws its pictures, and adds a line to its metrics.
@@ -36,7 +38,7 @@ def evaluate_run(config: Config, folder: Path) -> int:
     from dtrain.faults import Interrupted
 
     try:
-        with opened(config, folder) as (trainer, _):
+        with opened(config, folder, bar) as (trainer, _):
             finished = read_json(folder / "status.json").get("state") == "finished"
             trainer.evaluate(config.evaluate.split, finished)
             return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -78,11 +79,13 @@ def _sampled(evaluation: Evaluation) -> dict[str, torch.Size]:
 class Evaluator:
     """Calls the lists, on every rank. The algorithm is in evaluation mode, and gradients are off.
 
-    valid, test: the evaluations on the two held-out splits.
+    valid, test: the evaluations on the two held-out splits. tell: is called with the name of each measure and picture
+    when it begins.
     """
 
     valid: Evaluation
     test: Evaluation
+    tell: Callable[[str], None] = lambda name: None
 
     def on(self, split: HeldOut) -> Evaluation:
         """The split's, with nothing that was kept of other weights."""
@@ -129,21 +132,28 @@ class Evaluator:
         """All numbers. Interrupted once all ranks agree to stop."""
         evaluation, values = self.on(split), dict[str, float]()
         for measure in MEASURES:
+            self.tell(measure.__name__)
             values |= measure(evaluation)
         return values
 
-    def draw(self, split: HeldOut) -> None:
-        """All pictures, into the run's images/: all ranks compute (sharded networks need it), rank 0 writes."""
+    def draw(self, split: HeldOut) -> list[Path]:
+        """All pictures, into the run's images/: all ranks compute (sharded networks need it), rank 0 writes.
+
+        Returns the files, on rank 0.
+        """
         from dtrain.evaluate.pages import close  # loads matplotlib
         from dtrain.evaluate.pictures import OF_IMAGES, OF_RUNS
 
-        evaluation = self.on(split)
+        evaluation, files = self.on(split), list[Path]()
         site = evaluation.site
         for picture in (*OF_IMAGES, *OF_RUNS) if evaluation.algorithm.levels else OF_RUNS:
+            self.tell(picture.__name__)
             site.poll()
             for name, figure in picture(evaluation).items():
                 if site.world.main:
                     folder = site.folder / "images"
                     folder.mkdir(parents=True, exist_ok=True)
-                    figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+                    files.append(folder / f"{name}.png")
+                    figure.savefig(files[-1], dpi=110, bbox_inches="tight")
             close()
+        return files

@@ -18,6 +18,7 @@ from dtrain.target import check_trusted
 
 if TYPE_CHECKING:
     from dtrain.evaluate.evaluator import Evaluator
+    from dtrain.evaluate.progress import Bar
     from dtrain.trainer import Trainer
 
 
@@ -32,10 +33,10 @@ def read_config(folder: Path, overrides: Sequence[str], modules: Sequence[str]) 
 
 
 @contextmanager
-def opened(config: Config, folder: Path) -> Iterator[tuple[Trainer, Evaluator]]:
+def opened(config: Config, folder: Path, bar: Bar | None = None) -> Iterator[tuple[Trainer, Evaluator]]:
     """The run's trainer, with new weights until it restores some, and its evaluator. Raises ConfigError.
 
-    Interrupted where a signal asks to stop.
+    Interrupted where a signal asks to stop. bar: shows how far an evaluation has come.
     """
     from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
     from dtrain.evaluate.evaluation import Evaluation
@@ -56,6 +57,8 @@ def opened(config: Config, folder: Path) -> Iterator[tuple[Trainer, Evaluator]]:
         site = build_site(config, algorithm, train, world, folder, stop)
         evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
         evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
+        if bar is not None:
+            evaluator = bar.follow(evaluator)
         yield Trainer(config, algorithm, site, stop, evaluator), evaluator
     finally:
         leave()

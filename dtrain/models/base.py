@@ -122,7 +122,7 @@ class Algorithm(nn.Module):
     batch_coupled: the loss of a batch is not the mean of its samples' losses (MMD), so it cannot be
         micro-batched, and needs `gather` to be the same on any number of processes.
     batch_multiple: trainer.batch_size must be a multiple of it.
-    pretrained: group -> a run folder whose networks of the same names it starts from.
+    pretrained: group -> a run folder, or a checkpoint in one, whose networks of the same names it starts from.
     """
 
     groups: Mapping[str, tuple[str, ...]]
