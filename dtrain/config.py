@@ -59,6 +59,7 @@ class RunConfig(_Section):
     name: Annotated[str, AfterValidator(_named)] | None = None
     root: Annotated[Path, BeforeValidator(_given)] = Path("runs")
     dir: Annotated[Path | None, BeforeValidator(_given)] = None
+    report: bool = True
 
 
 class DataConfig(_Section):

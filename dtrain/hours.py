@@ -20,8 +20,8 @@ def on_cpu(environment: Line) -> bool:
 def hours(lines: list[Line], environment: Line) -> tuple[str, float]:
     """core-hours or GPU-hours of all processes together, from each start to the last line of its training.
 
-    lines: of metrics.jsonl. environment: environment.json. Evaluations and saves in between are in it; the evaluations at the end, the time that a run lay still between two
-    starts and steps that a restart has run again are not.
+    lines: of metrics.jsonl. environment: environment.json. Evaluations and saves in between are in it; what
+    comes at the end, the time that a run lay still between two starts and steps that a restart has run again are not.
     """
     cpu = on_cpu(environment)
     threads = _whole(environment.get("threads")) if cpu else 1

@@ -1,5 +1,5 @@
-"""python launch/collect.py SWEEP: a sweep's results as results.csv, results.md, heatmap.png and front.png, best
-point first.
+"""python launch/collect.py SWEEP: a sweep's results as results.csv, results.md, report.html, heatmap.png and
+front.png, best point first.
 
 Points are judged by the validation split; the test split's numbers stand beside them as test/<metric>. Works while
 the sweep still runs, and says which points are missing. dtrain/metrics.py knows which way each metric is better.
@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Pyt
 
 from dtrain.config import ConfigError
 from dtrain.metrics import larger_is_better
+from dtrain.report.sweep import sweep_page
 from dtrain.results import inert
 from launch.front import Point
 from launch.front import draw as draw_front
@@ -63,7 +64,8 @@ def collect(
     text = markdown(groups, rows, objective)
     (out / "results.md").write_text(text)
     print(text)
-    files = [out / "results.csv", out / "results.md"]
+    sweep_page(sweep.path, out / "report.html", objective)
+    files = [out / "results.csv", out / "results.md", out / "report.html"]
     if axes and groups:
         draw(
             out / "heatmap.png",

@@ -9,6 +9,7 @@ from dtrain.compare.runs import Row, Run
 from dtrain.hours import hours
 from dtrain.trainer import Trainer
 
+
 def numbers(row: Row, trainer: Trainer) -> list[tuple[str, str, str, str, float]]:
     """What each of the row's runs has cost, in all and by parameter group, as lines of the table.
 

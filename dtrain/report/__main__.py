@@ -53,8 +53,8 @@ def _report(arguments: argparse.Namespace) -> None:
         run_page(folder, out, arguments.model)
     else:
         raise ConfigError(
-            f"{folder} is no run folder, it has no config.yaml, nor a sweep's, it has no sweep.json: name runs/<name>, "
-            "or sweeps/<id>"
+            f"{folder} is no run folder, it has no config.yaml, nor a sweep's, it has no sweep.json: name "
+            "runs/<name>, or sweeps/<id>"
         )
     print(f"wrote {out}")
 

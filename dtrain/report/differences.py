@@ -32,8 +32,8 @@ def differences(folder: Path, command: list[str]) -> tuple[str, list[Difference]
 
 
 def started_by(folder: Path, environment: dict[str, Any]) -> list[str]:
-    """The words of the command that a person gave: of a sweep's point, the sweep's."""
-    own = words(environment.get("command"))
+    """The arguments of the command that a person gave: of a sweep's point, the sweep's."""
+    own = words(environment.get("command"))[1:]
     if "--config" not in own:
         return own
     submission = read_json(folder / "owner.json").get("submission")

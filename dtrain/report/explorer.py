@@ -72,7 +72,8 @@ def _plane(trained: Trained, heldout: HeldOut | None) -> Control | None:
     return {
         "kind": "plane", "title": f"z_{level}: move over the plane", "side": SIDE,
         "low": flat[-SIDE].tolist(), "high": flat[SIDE - 1].tolist(),  # bottom left, top right
-        "points": [[round(v, 4) for v in p] for p in points], "labels": heldout.labels[: len(points)] if heldout else [],
+        "points": [[round(v, 4) for v in p] for p in points],
+        "labels": heldout.labels[: len(points)] if heldout else [],
         **_sheet(_decoded(trained, codes, level), SIDE),
     }  # fmt: skip
 

@@ -27,20 +27,27 @@
 
   const weight = () => Number(byId("smoothing")?.value ?? 0);
 
+  // Test is a cross in the colour of what it belongs to.
   function traces(curves, smoothed) {
-    return curves.map((curve, i) => ({
+    const names = [...new Set(curves.map((curve) => curve.name))];
+    return curves.map((curve) => ({
       name: plain(curve.name), x: curve.x, y: smoothed ? smooth(curve.y, weight()) : curve.y,
-      mode: curve.markers || curve.x.length < 2 ? "lines+markers" : "lines",
-      line: { width: 1.5, color: COLOURS[i % COLOURS.length] }, marker: { size: 5 },
-      hovertemplate: "%{y:.5g}<extra>%{fullData.name}</extra>",
+      mode: curve.test ? "markers" : curve.markers || curve.x.length < 2 ? "lines+markers" : "lines",
+      line: { width: 1.5, color: COLOURS[names.indexOf(curve.name) % COLOURS.length] },
+      marker: { size: curve.test ? 9 : 5, symbol: curve.test ? "x" : "circle", color: COLOURS[names.indexOf(curve.name) % COLOURS.length] },
+      showlegend: !curve.test,
+      hovertemplate: `%{y:.5g}<extra>${plain(curve.name)}${curve.test ? ", test" : ""}</extra>`,
     }));
   }
 
-  function layout(title, log, more = {}) {
+  // entries: of the legend, which is below the plot and takes its own height.
+  function layout(title, log, width, entries, more = {}) {
+    const rows = entries > 1 ? Math.ceil(entries / Math.max(1, Math.floor((width - 70) / 95))) : 0;
     return {
-      title: { text: plain(title), font: { size: 14 }, x: 0.02 }, height: 330, margin: { l: 55, r: 15, t: 40, b: 40 },
-      hovermode: "x", xaxis: { title: { text: "step" } }, yaxis: { type: log ? "log" : "linear", exponentformat: "power" },
-      legend: { orientation: "h", y: -0.2, font: { size: 11 } }, showlegend: true, ...more,
+      title: { text: plain(title), font: { size: 14 }, x: 0.02 }, height: 300 + 19 * rows,
+      margin: { l: 55, r: 15, t: 40, b: 30 }, hovermode: "x", xaxis: { hoverformat: ",d" },
+      yaxis: { type: log ? "log" : "linear", exponentformat: "power" }, showlegend: rows > 0,
+      legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom", entrywidth: 80, font: { size: 11 } }, ...more,
     };
   }
 
@@ -50,13 +57,31 @@
     }));
   }
 
+  // Draws what is near the window, and the rest once it comes near.
+  const near = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      target.draw();
+    }
+  }, { rootMargin: "300px" });
+
+  function later(place, draw) {
+    place.draw = draw;
+    near.observe(place);
+  }
+
   function panels(place, found, smoothed) {
     if (!found.length) element("p", place, { textContent: "Nothing yet." });
     return found.map((panel) => {
-      const plot = element("div", place);
-      const log = { shapes: lines(data.restarts), updatemenus: scale(panel.log) };
-      Plotly.newPlot(plot, traces(panel.traces, smoothed), layout(panel.title, panel.log, log), SETTINGS);
-      return () => Plotly.restyle(plot, { y: traces(panel.traces, smoothed).map((t) => t.y) });
+      const plot = element("div", place, { className: "plot" });
+      const entries = panel.traces.filter((curve) => !curve.test).length;
+      later(plot, () => {
+        const more = { shapes: lines(data.restarts), updatemenus: scale(panel.log) };
+        const about = layout(panel.title, panel.log, plot.clientWidth, entries, more);
+        Plotly.newPlot(plot, traces(panel.traces, smoothed), about, SETTINGS);
+      });
+      return () => plot.data && Plotly.restyle(plot, { y: traces(panel.traces, smoothed).map((t) => t.y) });
     });
   }
 
@@ -204,14 +229,20 @@
   }
 
   function heat(place, map) {
-    const ticks = (names) => ({ type: "category", tickvals: names.map((_, i) => i), ticktext: names.map(plain) });
+    const axis = (name, values) => ({
+      tickvals: values.map((_, i) => i), ticktext: values.map(plain), title: { text: plain(name), standoff: 12 },
+      automargin: true, showgrid: false, zeroline: false,
+    });
+    const [row, column] = map.best;
     Plotly.newPlot(place, [{
-      type: "heatmap", z: map.values, colorscale: "Viridis", reversescale: !map.larger, texttemplate: "%{z:.4g}", xgap: 2, ygap: 2,
+      type: "heatmap", z: map.values, colorscale: "Viridis", reversescale: !data.larger, texttemplate: "%{z:.4g}", xgap: 2, ygap: 2,
       hovertemplate: "%{z:.6g}<extra></extra>",
     }], {
-      title: { text: plain(data.objective), font: { size: 14 }, x: 0.02 }, height: 420, margin: { l: 70, r: 15, t: 40, b: 55 },
-      xaxis: { ...ticks(map.columns), type: "linear", title: { text: plain(map.column) } },
-      yaxis: { ...ticks(map.rows), type: "linear", autorange: "reversed", title: { text: plain(map.row) } },
+      title: { text: plain(`${data.objective}, best framed`), font: { size: 14 }, x: 0.02 }, height: 420,
+      margin: { l: 40, r: 15, t: 40, b: 40 }, plot_bgcolor: "#eef0f2", xaxis: axis(map.column, map.columns),
+      yaxis: { ...axis(map.row, map.rows), autorange: "reversed" }, shapes: [{
+        type: "rect", x0: column - 0.5, x1: column + 0.5, y0: row - 0.5, y1: row + 0.5, line: { color: "#e0244e", width: 3 },
+      }],
     }, SETTINGS);
   }
 
@@ -219,9 +250,10 @@
     const dimensions = axes.map(({ label, values, ticks }) => ({
       label: plain(label), values, ...(ticks ? { tickvals: ticks.map((_, i) => i), ticktext: ticks } : {}),
     }));
-    const objective = axes[axes.length - 1].values;
-    Plotly.newPlot(place, [{ type: "parcoords", dimensions, line: { color: objective, colorscale: "Viridis" } }], {
-      title: { text: "parallel coordinates", font: { size: 14 }, x: 0.02 }, height: 420, margin: { l: 60, r: 60, t: 90, b: 30 },
+    const line = { color: axes[axes.length - 1].values, colorscale: "Viridis", reversescale: !data.larger };
+    Plotly.newPlot(place, [{ type: "parcoords", dimensions, line }], {
+      title: { text: "Drag along an axis to select settings", font: { size: 14 }, x: 0.02 }, height: 420,
+      margin: { l: 60, r: 60, t: 90, b: 30 },
     }, SETTINGS);
   }
 
@@ -230,13 +262,14 @@
     if (data.objective in data.curves) choice.value = data.objective;
     const draw = () => {
       const found = data.curves[choice.value];
-      const log = found.every((curve) => curve.y.every((y) => y === null || y > 0));
-      const more = { height: 480, hovermode: "closest", updatemenus: scale(log), showlegend: false };
-      Plotly.react(place, traces(found, true), layout(choice.value, log, more), SETTINGS);
+      const values = found.flatMap((curve) => curve.y.filter((y) => y !== null));
+      const log = values.every((y) => y > 0) && Math.max(...values) > 20 * Math.min(...values);
+      const more = { height: 480, hovermode: "closest", updatemenus: scale(log) };
+      Plotly.react(place, traces(found, true), layout(choice.value, log, 0, 0, more), SETTINGS);
     };
     choice.addEventListener("change", draw);
     onSmoothing(draw);
-    if (choice.value) draw();
+    if (choice.value) later(place, draw);
   }
 
   document.querySelectorAll("table.sortable").forEach(sortable);
@@ -246,8 +279,8 @@
     panels(byId("evaluated"), data.evaluations, false);
     controls(byId("controls"));
   } else {
-    if (data.heat) heat(byId("heat"), data.heat);
-    if (data.parallel) parallel(byId("parallel"), data.parallel.axes);
+    if (data.heat) later(byId("heat"), () => heat(byId("heat"), data.heat));
+    if (data.parallel) later(byId("parallel"), () => parallel(byId("parallel"), data.parallel));
     overlaid(byId("overlaid"), byId("metric"));
   }
 })();

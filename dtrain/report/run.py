@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dtrain.config import ConfigError
 from dtrain.files import read_json, read_lines
 from dtrain.hours import hours, on_cpu
-from dtrain.report.differences import differences, started_by
+from dtrain.report.differences import differences, started_by, words
 from dtrain.report.page import write
 from dtrain.report.series import Line, curves, evaluation_panels, panels, step_of
 from dtrain.results import last_evaluations, metrics_on, number
@@ -39,7 +39,7 @@ def run_page(folder: Path, out: Path, modules: Sequence[str] = ()) -> None:
     found = curves([line for line in lines if line.get("kind") == "train"], POINTS)
     controls, missing = _explorer(folder, environment, modules)
     base, differing = _differences(folder, environment)
-    last = last_evaluations(folder)
+    last, events = last_evaluations(folder), _events(lines)
     values = {
         "name": folder.resolve().name,
         "about": about(folder, lines, environment, status),
@@ -48,7 +48,7 @@ def run_page(folder: Path, out: Path, modules: Sequence[str] = ()) -> None:
         "table": _table(metrics_on("valid", last), metrics_on("test", last)),
         "pictures": _pictures(folder / "images"),
         "checkpoints": _checkpoints(folder / "checkpoints"),
-        "events": _events(lines),
+        "events": events,
         "missing": missing,
         "environment": _environment(environment),
         "error": status.get("error") if status.get("state") == "failed" else None,
@@ -57,7 +57,7 @@ def run_page(folder: Path, out: Path, modules: Sequence[str] = ()) -> None:
         "training": panels(found),
         "evaluations": evaluation_panels(valid, test),
         "controls": controls,
-        "restarts": [step for step, kind, _ in values["events"] if kind == "restart"],
+        "restarts": [step for step, kind, _ in events if kind == "restart"],
     }
     write(out, "run.html", values, data)
 
@@ -67,13 +67,14 @@ def about(folder: Path, lines: list[Line], environment: Line, status: Line) -> l
     speeds = [s for line in lines if (s := number(line.get("images_per_s"))) is not None]
     kind, spent = hours(lines, environment)
     rows = {
-        "state": f"{status.get('state', 'unknown')}, step {status.get('step', '?')} of {status.get('max_steps', '?')}",
+        "state": str(status.get("state", "unknown")),
+        "steps": f"{status.get('step', '?')} of {status.get('max_steps', '?')}",
         "started": _clock(next((line.get("time") for line in lines if line.get("kind") == "start"), None)),
         "last sign": _clock(status.get("time")),
         kind: f"{spent:.4g}",
         "images/s": f"{statistics.median(speeds):,.0f}" if speeds else "",
-        "device": f"{environment.get('device', '')}, {environment.get('world_size', '?')} processes",
-        "command": shlex.join(started_by(folder, environment)),
+        "device": f"{environment.get('device', 'unknown')}, processes: {environment.get('world_size', '?')}",
+        "command": shlex.join(["python", "-m", "dtrain", *words(environment.get("command"))[1:]]),
     }
     return [(k, v) for k, v in rows.items() if v]
 
@@ -125,7 +126,9 @@ def _checkpoints(folder: Path) -> list[tuple[str, str, str]]:
     for path in steps(folder):
         try:
             info = read_seal(path)
-            said = f"stage {info.get('stage')}" + (f", best: {info['value']}" if info.get("value") is not None else "")
+            said = f"stage {info.get('stage')}" + (
+                f", best: {info['value']}" if info.get("value") is not None else ""
+            )
         except (CheckpointError, OSError) as e:
             said = str(e)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

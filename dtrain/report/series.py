@@ -10,7 +10,7 @@ from dtrain.metrics import family, member
 from dtrain.results import NOT_METRICS, number
 
 Line = dict[str, Any]
-Curve = dict[str, Any]  # name; x: steps; y: values
+Curve = dict[str, Any]  # name; x: steps; y: values; markers and test: how it is drawn
 
 # A panel's title -> the numbers of the trainer that it shows.
 _TRAINER = {"images/s": ("images_per_s",), "seconds a step, and of them waiting for data": ("step_s", "data_wait_s"),
@@ -52,7 +52,9 @@ def panels(found: dict[str, Curve]) -> list[dict[str, Any]]:
             continue
         update = member(name).partition("/")[0]
         of_update = f"{family(name)}/{update}" if update and family(name) in ("loss", "grad_norm", "watch") else ""
-        grouped.setdefault(trainer.get(name, of_update or family(name)), []).append(curve)
+        title = trainer.get(name, of_update or family(name))
+        label = name.removeprefix(f"{title}/") if name != title else "sum"
+        grouped.setdefault(title, []).append({**curve, "name": label})
     order = ("loss", "grad_norm", "watch", "lr")
     titles = sorted(grouped, key=lambda t: order.index(family(t)) if family(t) in order else len(order))
     return [_panel(title, grouped[title]) for title in titles]
@@ -69,6 +71,6 @@ def evaluation_panels(valid: dict[str, Curve], test: dict[str, Curve]) -> list[d
     grouped: dict[str, list[Curve]] = {}
     for split, found in (("valid", valid), ("test", test)):
         for name, curve in found.items():
-            label = f"{split} {member(name)}".strip()
-            grouped.setdefault(family(name), []).append({**curve, "name": label, "markers": True})
+            marked = {**curve, "name": member(name) or name, "markers": True, "test": split == "test"}
+            grouped.setdefault(family(name), []).append(marked)
     return [_panel(title, traces) for title, traces in grouped.items()]

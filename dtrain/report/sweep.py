@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
 from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dtrain.config import ConfigError
 from dtrain.files import read_json, read_lines
 from dtrain.hours import hours
 from dtrain.metrics import larger_is_better
@@ -40,16 +40,16 @@ def sweep_page(folder: Path, out: Path, objective: str = "objective", every: flo
     states = [row.state for row in rows]
     active = any(s.name in ACTIVE for s in states)
     keys = [k for k in sweep.keys if k != "seed"]
-    metrics = sorted({m for row in rows for m in row.metrics} - {objective})
+    metrics = [m for m in dict.fromkeys(m for row in rows for m in row.metrics) if m != objective]
     costs = {row.state.entry.index: _costs(row.state) for row in rows}
     values = {
         "name": sweep.id,
-        "command": " ".join(words(read_json(folder / "sweep.json").get("command"))),
+        "command": shlex.join(["python", "launch/sweep.py", *words(read_json(folder / "sweep.json").get("command"))]),
         "counts": counts(states),
         "best": groups[0] if groups else None,
         "objective": objective,
         "larger": larger_is_better(objective),
-        "head": [*keys, "state", objective, "±", *metrics, f"test/{objective}", "hours", "images/s", "runs"],
+        "head": [*keys, "state", objective, f"test/{objective}", "hours", "images/s", "runs", *metrics],
         "table": [_cells(g, rows, keys, metrics, objective, costs, out) for g in _settings(groups, rows)],
         "failures": [_failure(s) for s in states if s.name in ("failed", "lost")],
         "cost": _total(costs),
@@ -58,6 +58,7 @@ def sweep_page(folder: Path, out: Path, objective: str = "objective", every: flo
     write(out, "sweep.html", values, {
         "curves": _curves(rows),
         "objective": objective,
+        "larger": larger_is_better(objective),
         "parallel": _parallel(groups, keys, objective),
         "heat": _heat(sweep, groups, objective),
     })  # fmt: skip
@@ -84,25 +85,26 @@ def _cells(
     speeds = [speed for _, _, speed in spent if speed is not None]
     found = [_cell(setting.values[k]) for k in keys]
     found.append(_cell(_state([row.state for row in same])))
-    found += [_cell(setting.mean), _cell(setting.std if len(setting.rows) > 1 else None)]
-    found += [_cell(*_spread([row.metrics[m] for row in same if m in row.metrics])) for m in metrics]
-    found.append(_cell(*_spread([row.test[objective] for row in same if objective in row.test])))
-    found.append(_cell(sum(h for _, h, _ in spent)))
-    found.append(_cell(statistics.fmean(speeds) if speeds else None))
+    found.append(_spread([row.metrics[objective] for row in same if objective in row.metrics]))
+    found.append(_spread([row.test[objective] for row in same if objective in row.test]))
+    found += [_cell(sum(h for _, h, _ in spent)), _cell(statistics.fmean(speeds) if speeds else None)]
     links = [(row.state.entry.run.name, _link(row.state.entry.run, out)) for row in same]
-    return [*found, {"text": "", "sort": links[0][0], "links": links}]
+    found.append({"text": "", "sort": links[0][0], "links": links})
+    return found + [_spread([row.metrics[m] for row in same if m in row.metrics]) for m in metrics]
 
 
 def _cell(value: Any, std: float | None = None) -> dict[str, Any]:
     """NaN is shown as nothing, and sorted last."""
     nothing = value is None or value != value  # noqa: PLR0124  # NaN
-    text = "" if nothing else plain(value) + ("" if std is None else f" ± {std:.2g}")
+    shown = f"{value:.6g}" if isinstance(value, float) else value
+    text = "" if nothing else f"{shown}" + ("" if std is None else f" ± {std:.2g}")
     return {"text": text, "sort": "" if nothing else value, "links": []}
 
 
-def _spread(values: list[float]) -> tuple[float | None, float | None]:
-    """Mean and the sample's standard deviation, as far as there are such."""
-    return (statistics.fmean(values) if values else None), (statistics.stdev(values) if len(values) > 1 else None)
+def _spread(values: list[float]) -> dict[str, Any]:
+    """The cell of a mean and the sample's standard deviation, as far as there are such."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return _cell(statistics.fmean(values) if values else None, std)
 
 
 def _state(states: list[State]) -> str:
@@ -138,7 +140,13 @@ def _failure(state: State) -> dict[str, str]:
         with log.open("rb") as f:
             f.seek(max(0, log.stat().st_size - LOG_BYTES))
             tail = "\n".join(f.read().decode(errors="replace").splitlines()[-LOG_LINES:])
-    return {"label": _label(state), "state": state.name, "note": state.note, "tail": tail, "run": str(state.entry.run)}
+    return {
+        "label": _label(state),
+        "state": state.name,
+        "note": state.note,
+        "tail": tail,
+        "run": str(state.entry.run),
+    }
 
 
 def _label(state: State) -> str:
@@ -159,12 +167,12 @@ def _curves(rows: list[Row]) -> dict[str, list[Curve]]:
     return found
 
 
-def _parallel(groups: list[Setting], keys: list[str], objective: str) -> dict[str, Any] | None:
-    """Axes (label, values, ticks of what are no numbers) with a value for every setting; the last is the objective."""
+def _parallel(groups: list[Setting], keys: list[str], objective: str) -> list[dict[str, Any]] | None:
+    """Axes (label, values, ticks of what are no numbers) with a value for every setting, the objective last."""
     if len(groups) < 2:
         return None
     axes = [_axis(key, [g.values[key] for g in groups]) for key in keys]
-    return {"axes": [*axes, {"label": objective, "values": [g.mean for g in groups], "ticks": None}]}
+    return [*axes, {"label": objective, "values": [g.mean for g in groups], "ticks": None}]
 
 
 def _axis(key: str, values: list[Any]) -> dict[str, Any]:
@@ -177,17 +185,14 @@ def _axis(key: str, values: list[Any]) -> dict[str, Any]:
 
 
 def _heat(sweep: SweepFolder, groups: list[Setting], objective: str) -> dict[str, Any] | None:
-    """Rows, columns and the objective of each cell, where the sweep is a grid of two axes."""
+    """Rows, columns, the objective of each cell, and the best one's place, where the sweep is a grid of two axes."""
     axes = swept_axes(sweep, None)
     if not axes or not groups:
         return None
-    named = axis_values(sweep, axes)
-    try:
-        values = cells({tuple(g.values.items()): g.mean for g in groups}, named, objective).tolist()
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"{sweep.path / 'sweep.json'} is damaged: {e}") from e
-    (row, rows), (column, columns) = named.items()
+    (row, rows), (column, columns) = axis_values(sweep, axes).items()
+    best, means = groups[0].values, {tuple(g.values.items()): g.mean for g in groups}
     return {
         "row": row, "rows": [plain(v) for v in rows], "column": column, "columns": [plain(v) for v in columns],
-        "values": values, "larger": larger_is_better(objective),
+        "values": cells(means, {row: rows, column: columns}, objective).tolist(),
+        "best": [rows.index(best[row]), columns.index(best[column])],
     }  # fmt: skip
