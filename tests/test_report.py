@@ -23,6 +23,7 @@ from dtrain.files import append_line, read_json, write_json
 from dtrain.report.__main__ import main
 from dtrain.report.differences import choices
 from dtrain.report.series import curves
+from dtrain.report.sweep import sweep_page
 from tests.harness import SHAPE
 from tests.runs import execute, freeze
 
@@ -154,6 +155,25 @@ def sweep(folder: Path) -> Path:
     write_json(path / "sweep.json", {"command": ["-m", EVIL_END], "time": 0.0, "keys": keys, "points": points})
     assert main([str(path)]) == 0
     return path / "report.html"
+
+
+def test_an_open_page_is_renewed_while_points_are_under_way(sweep: Path, tmp_path: Path) -> None:
+    status = read_json(sweep.parent / "sweep.json")["points"][0]["run"] + "/status.json"
+    before, page = read_json(Path(status)), tmp_path / "page.html"
+    write_json(Path(status), {"state": "running", "step": 1, "max_steps": 40, "time": time.time()})
+    assert sweep_page(sweep.parent, page, every=20) and '<meta http-equiv="refresh" content="20">' in page.read_text()
+    write_json(Path(status), before)
+    assert main([str(sweep.parent), "--out", str(page), "--watch"]) == 0  # returns: nothing is under way
+    assert 'http-equiv="refresh"' not in page.read_text()
+
+
+def test_a_damaged_sweep_is_said(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = read_json(sweep.parent / "sweep.json")
+    content["points"][0]["values"]["data.name"] = ["a"]
+    write_json(tmp_path / "sweep.json", content)
+    assert main([str(tmp_path)]) == 2 and "sweep.json is damaged" in capsys.readouterr().err
+    assert main([str(sweep.parent), "--objective", "fid"]) == 2
+    assert "--objective fid: the runs have" in capsys.readouterr().err
 
 
 @dataclass

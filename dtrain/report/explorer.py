@@ -27,20 +27,22 @@ Control = dict[str, Any]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out images [N, C, H, W] uint8, their labels [N], and attributes by name [N], 1 where there."""
+    """Held-out images [N, C, H, W] uint8, their labels [N] or [], class names, and bool [N] of attributes by name."""
 
     x: Tensor
     labels: list[int]
+    classes: list[str]
     attributes: dict[str, Tensor]
 
     @classmethod
     def of(cls, split: Split) -> HeldOut:
-        """The split's first images."""
-        x = torch.from_numpy(np.array(split.images[:IMAGES])).permute(0, 3, 1, 2)
-        labels, marks = (split.arrays.get(name) for name in ("labels", "attributes"))
-        names = split.attribute_names if marks is not None else []
-        columns = {n: torch.from_numpy(marks[:IMAGES, i] == 1) for i, n in enumerate(names)} if names else {}  # type: ignore[index]
-        return cls(x, [] if labels is None else labels[:IMAGES].tolist(), columns)
+        """Images of the split, always the same, of all that it holds: it may be sorted."""
+        rows = np.random.default_rng(0).permutation(len(split))[:IMAGES]
+        x = torch.from_numpy(split.images[rows]).permute(0, 3, 1, 2)
+        labels, marks = split.arrays.get("labels"), split.arrays.get("attributes")
+        found = {} if marks is None else {n: marks[rows, i] == 1 for i, n in enumerate(split.attribute_names)}
+        attributes = {name: torch.from_numpy(has) for name, has in found.items()}
+        return cls(x, [] if labels is None else labels[rows].tolist(), split.class_names, attributes)
 
 
 def controls(trained: Trained, heldout: HeldOut | None) -> list[Control]:
@@ -73,7 +75,7 @@ def _plane(trained: Trained, heldout: HeldOut | None) -> Control | None:
         "kind": "plane", "title": f"z_{level}: move over the plane", "side": SIDE,
         "low": flat[-SIDE].tolist(), "high": flat[SIDE - 1].tolist(),  # bottom left, top right
         "points": [[round(v, 4) for v in p] for p in points],
-        "labels": heldout.labels[: len(points)] if heldout else [],
+        "labels": heldout.labels[: len(points)] if heldout else [], "classes": heldout.classes if heldout else [],
         **_sheet(_decoded(trained, codes, level), SIDE),
     }  # fmt: skip
 

@@ -139,7 +139,8 @@
   }
 
   function plane(control, sheet, place) {
-    const { side, low, high, points, labels } = control;
+    const { side, low, high, points, labels, classes } = control;
+    const colour = (label) => COLOURS[(label ?? 0) % COLOURS.length];
     const field = element("div", place, { className: "plane", tabIndex: 0 });
     field.setAttribute("role", "application");
     field.setAttribute("aria-label", "plane of codes: move with the pointer or the arrow keys");
@@ -153,6 +154,10 @@
     const dots = element("input", label, { type: "checkbox" });
     label.prepend(dots);
     label.hidden = !points.length;
+    const legend = element("div", beside, { className: "legend", hidden: true });
+    for (const one of [...new Set(labels)].sort((a, b) => a - b)) {
+      element("span", legend, { textContent: `● ${classes[one] ?? one}` }).style.color = colour(one);
+    }
     let at = [(side - 1) / 2, (side - 1) / 2];
 
     // The codes lie at the middles of the images, the first and last half an image from the edge.
@@ -165,7 +170,7 @@
       pen.clearRect(0, 0, front.width, front.height);
       if (dots.checked) {
         points.forEach(([x, y], i) => {
-          pen.fillStyle = COLOURS[(labels[i] ?? 0) % COLOURS.length];
+          pen.fillStyle = colour(labels[i]);
           pen.beginPath();
           pen.arc(pixel(inward(x, 0)), pixel(side - 1 - inward(y, 1)), 5, 0, 7);
           pen.fill();
@@ -197,7 +202,10 @@
       event.preventDefault();
       move(Math.round(at[0]) + step[0], Math.round(at[1]) + step[1]);
     });
-    dots.addEventListener("change", draw);
+    dots.addEventListener("change", () => {
+      legend.hidden = !dots.checked;
+      draw();
+    });
     draw();
   }
 
