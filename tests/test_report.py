@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source.arrays["attributes"] = np.stack([np.arange(32) % 2, np.zeros(32)], 1).astype(np.uint8)
         write_split(folder / "shards" / split, source, ("npy",))
     assert execute(freeze(folder / "plane", folder / "shards", "run.report=true", "trainer.evaluate_every=20")) == 0
-    one = ("model.levels=[{latent:3,hidden:8}]", "trainer.max_steps=2", "run.report=true")
+    one = ("model.levels=[{latent:3,hidden:8}]", "trainer.max_steps=20", "optim.default.lr=0.03", "run.report=true")
     (folder / "path" / "report.html").mkdir(parents=True)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         assert execute(freeze(folder / "path", folder / "shards", *one)) == 0
@@ -252,6 +252,7 @@ def test_the_plane_and_the_sliders_move_the_picture(folder: Path, browser: Brows
     page.locator(".control input[type=range]").first.fill("12")
     moved = shown(page)
     page.locator(".control select").first.select_option("1")
+    assert page.locator("canvas.shown").first.get_attribute("data-at") == "1 12"
     assert begin[0] != moved[0] != shown(page)[0]
 
 
