@@ -64,8 +64,7 @@ def collect(
     text = markdown(groups, rows, objective)
     (out / "results.md").write_text(text)
     print(text)
-    sweep_page(sweep.path, out / "report.html", objective)
-    files = [out / "results.csv", out / "results.md", out / "report.html"]
+    files = [out / "results.csv", out / "results.md"]
     if axes and groups:
         draw(
             out / "heatmap.png",
@@ -77,6 +76,8 @@ def collect(
     if front and points:
         draw_front(out / "front.png", points, [(x, y) for x, y in front])
         files.append(out / "front.png")
+    sweep_page(sweep.path, out / "report.html", objective)
+    files.append(out / "report.html")
     print("wrote " + " ".join(map(str, files)))
 
 
