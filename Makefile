@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # System packages, and the part of the tests that is skipped where they cannot be installed.
 APT := python3-venv python3-dev g++ pkg-config libopencv-dev libturbojpeg0-dev \
-	slurm-wlm slurmdbd munge mariadb-server shellcheck
+	slurm-wlm slurmdbd munge mariadb-server shellcheck chromium
 
 .PHONY: help train test lint format golden results crash-test audit lock cluster-up cluster-down setup setup-test system clean
 

@@ -61,6 +61,7 @@ class RunConfig(_Section):
     root: Annotated[Path, BeforeValidator(_given)] = Path("runs")
     dir: Annotated[Path | None, BeforeValidator(_given)] = None
     extend: bool = False
+    report: bool = True
 
 
 class InitConfig(_Section):

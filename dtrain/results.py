@@ -22,11 +22,11 @@ def metrics_on(split: str, lines: list[dict[str, Any]]) -> dict[str, float]:
     result: dict[str, Any] = {}
     for line in lines:
         result |= line if line.get("split") == split else {}
-    numbers = {k: _number(v) for k, v in result.items() if k not in NOT_METRICS}
+    numbers = {k: number(v) for k, v in result.items() if k not in NOT_METRICS}
     return {k: v for k, v in numbers.items() if v is not None}
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     """A metric, which may be 'nan' or 'inf'; None if it is damaged."""
     try:
         return float(value)

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from dtrain.faults import Interrupted, StopSignal
 from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text
 from dtrain.followup import Earlier, extended
 from dtrain.init import check_unchanged, recorded, starts
+from dtrain.report.differences import flat
 from dtrain.target import completed
 from dtrain.trainer import Trainer
 from dtrain.world import RanksMissing, World, environment, leave, start
@@ -87,7 +89,7 @@ def run(config: Config, yaml: str) -> int:
         trainer.rehearse()
         with _held(folder, world):
             _open_folder(folder, yaml, about, world, previous)
-            return trainer.fit()
+            code = trainer.fit()
     except Interrupted:
         if world.main:
             print("stopped before the first step; the same command begins anew", flush=True)
@@ -98,6 +100,22 @@ def run(config: Config, yaml: str) -> int:
     finally:
         if not world.broken:  # leaving a broken group can hang as long as the broken collective did
             leave()
+    if code == 0 and rank == 0 and config.run.report:
+        _report(folder, config)
+    return code
+
+
+def _report(folder: Path, config: Config) -> None:
+    """The page of a finished run. Whatever stops it, the run is finished all the same."""
+    module = str(config.model["_target_"]).rpartition(".")[0]  # it has trained this run: it is trusted
+    try:
+        from dtrain.report.run import run_page
+
+        run_page(folder, folder / "report.html", [module])
+        print(f"report: {folder / 'report.html'}", flush=True)
+    except Exception as e:
+        again = f"python -m dtrain.report {shlex.quote(str(folder))} makes it"
+        print(f"dtrain: no report.html ({type(e).__name__}: {e}); {again}", file=sys.stderr)
 
 
 def emulated(precision: str, device: torch.device) -> bool:
@@ -131,7 +149,7 @@ def _check_folder(folder: Path, config: Config, content: dict[str, str]) -> None
         raise ConfigError(
             f"{folder} holds this run with trainer.{key}={length}: run.extend=true continues it; or choose run.name"
         )
-    ours, theirs = (_flat(c.model_dump(mode="json")) for c in (own, other))
+    ours, theirs = (flat(c.model_dump(mode="json")) for c in (own, other))
     differing = [f"{k}: {theirs.get(k)} there, {v} here" for k, v in ours.items() if theirs.get(k) != v]
     raise ConfigError(
         f"{folder} holds another run; choose run.name or run.dir. They differ in\n  " + "\n  ".join(differing)
@@ -158,13 +176,6 @@ def _held(folder: Path, world: World) -> Iterator[None]:
         if holder is not None:
             raise ConfigError(f"{folder} is being trained by {holder}: wait for it, or choose run.name or run.dir")
         yield
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _open_folder(folder: Path, yaml: str, about: dict[str, Any], world: World, previous: Earlier | None) -> None:

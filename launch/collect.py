@@ -1,5 +1,5 @@
-"""python launch/collect.py SWEEP: a sweep's results as results.csv, results.md, heatmap.png and front.png, best
-point first.
+"""python launch/collect.py SWEEP: a sweep's results as results.csv, results.md, report.html, heatmap.png and
+front.png, best point first.
 
 Points are judged by the validation split; the test split's numbers stand beside them as test/<metric>. Works while
 the sweep still runs, and says which points are missing. dtrain/metrics.py knows which way each metric is better.
@@ -13,43 +13,21 @@ import math
 import statistics
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
 
 from dtrain.config import ConfigError
-from dtrain.metrics import larger_is_better, order
-from dtrain.results import inert, last_evaluations, metrics_on
+from dtrain.metrics import larger_is_better
+from dtrain.report.sweep import sweep_page
+from dtrain.results import inert
 from launch.front import Point
 from launch.front import draw as draw_front
 from launch.heatmap import draw
-from launch.standing import State, states
+from launch.results import Row, Setting, axis_values, grouped, read_rows, swept_axes
 from launch.store import SweepFolder
 from launch.table import number
-
-
-@dataclass(frozen=True)
-class Row:
-    """A point and the numbers of its result, {} if there is none yet.
-
-    metrics: on the validation split, which all is judged by. test: on the test split.
-    """
-
-    state: State
-    metrics: dict[str, float]
-    test: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The points that differ by their seed only. mean and std (of the sample; 0 for one) of the objective."""
-
-    values: dict[str, Any]
-    rows: list[Row]
-    mean: float
-    std: float
 
 
 def main(argv: list[str]) -> int:
@@ -79,7 +57,7 @@ def collect(
     """Writes the tables and the pictures, and prints the table, the best point and what is missing."""
     rows = read_rows(sweep)
     groups = grouped(rows, objective)
-    axes = _axes(sweep, heat)
+    axes = swept_axes(sweep, heat)
     points = _points(groups, front or [])
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / "results.csv", sweep, rows)
@@ -91,46 +69,21 @@ def collect(
         draw(
             out / "heatmap.png",
             {tuple(g.values.items()): g.mean for g in groups},
-            _axis_values(sweep, axes),
+            axis_values(sweep, axes),
             objective,
         )
         files.append(out / "heatmap.png")
     if front and points:
         draw_front(out / "front.png", points, [(x, y) for x, y in front])
         files.append(out / "front.png")
+    sweep_page(sweep.path, out / "report.html", objective)
+    files.append(out / "report.html")
     print("wrote " + " ".join(map(str, files)))
-
-
-def read_rows(sweep: SweepFolder) -> list[Row]:
-    """Every point with the evaluations of its result, whose metrics a later one adds to."""
-    rows = []
-    for state in states(sweep.points):
-        # An evaluation in mid-training is no result.
-        lines = last_evaluations(state.entry.run) if state.name == "finished" else []
-        rows.append(Row(state, metrics_on("valid", lines), metrics_on("test", lines)))
-    return rows
 
 
 def plain(value: Any) -> str:
     """A value as one line of text within a cell, whatever it holds."""
     return inert(number(value))
-
-
-def grouped(rows: list[Row], objective: str) -> list[Setting]:
-    """Finished points, seeds together, best mean first. Raises ConfigError for an unknown objective."""
-    larger_is_better(objective)
-    groups: dict[Any, list[Row]] = {}
-    for row in rows:
-        if row.metrics and objective not in row.metrics:
-            raise ConfigError(f"--objective {objective}: the runs have {', '.join(sorted(row.metrics))}")
-        if row.metrics:
-            groups.setdefault(tuple(_without_seed(row).items()), []).append(row)
-    found = []
-    for same in groups.values():
-        values = [r.metrics[objective] for r in same]
-        std = statistics.stdev(values) if len(values) > 1 else 0.0
-        found.append(Setting(_without_seed(same[0]), same, statistics.fmean(values), std))
-    return sorted(found, key=lambda s: order(objective, s.mean))
 
 
 def _points(groups: list[Setting], front: list[list[str]]) -> list[Point]:
@@ -187,25 +140,6 @@ def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
             facts = [row.state.name, status.get("step", 0), row.state.restarts]
             numbers = [*(row.metrics.get(m, "") for m in metrics), *(row.test.get(m, "") for m in tested)]
             writer.writerow([e.index, *(e.values[k] for k in sweep.keys), *facts, *numbers, e.run])
-
-
-def _axes(sweep: SweepFolder, heat: list[str] | None) -> list[str] | None:
-    """The heat map's two keys: the asked ones, else the two swept ones besides the seed."""
-    keys = [k for k in sweep.keys if k != "seed"]
-    wrong = [k for k in heat or [] if k not in keys]
-    if wrong:
-        raise ConfigError(f"--heat {wrong[0]}: the sweep varies {', '.join(keys) or 'nothing but the seed'}")
-    return heat or (keys if len(keys) == 2 else None)
-
-
-def _axis_values(sweep: SweepFolder, axes: list[str]) -> dict[str, list[Any]]:
-    """Each axis's values, numbers in order, missing points' included."""
-    found = {k: list(dict.fromkeys(e.values[k] for e in sweep.points)) for k in axes}
-    return {k: sorted(v) if all(isinstance(x, int | float) for x in v) else v for k, v in found.items()}
-
-
-def _without_seed(row: Row) -> dict[str, Any]:
-    return {k: v for k, v in row.state.entry.values.items() if k != "seed"}
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ class SweepFolder:
         try:
             keys, points = content["keys"], [Entry(**{**p, "run": Path(p["run"])}) for p in content["points"]]
             whole = bool(points) and all(p.index == i and p.values.keys() == set(keys) for i, p in enumerate(points))
+            whole &= not any(isinstance(v, list | dict) for p in points for v in p.values.values())
         except (KeyError, TypeError, AttributeError):
             whole = False
         if not whole:

@@ -50,6 +50,7 @@ def freeze(run_dir: Path, shards: Path, *overrides: str, model: dict[str, Any] |
         LEVELS, f"data.image_shape={list(SHAPE)}", f"data.path={shards}", f"run.dir={run_dir}",
         "trainer.batch_size=16", "trainer.max_steps=40", "trainer.log_every=5", "trainer.checkpoint.every=10",
         "trainer.timeout=60", "evaluate.samples=4", "evaluate.rows=4", "evaluate.grid=3", "evaluate.points=20",
+        "run.report=false",
         *overrides,
     ])  # fmt: skip
     if model is not None:

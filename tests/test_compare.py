@@ -136,9 +136,9 @@ def test_hours_are_of_training_and_without_waits(runs: Path) -> None:
     made = [start, *first, again, *second, {"kind": "evaluation", "time": 9e9}]
     seconds = 2 * (160 - 100) + 4 * 7
     cpu = replace(run, lines=made, environment=run.environment | {"threads": 3, "device": "x86_64"})
-    assert costs.hours(cpu) == ("core-hours", pytest.approx(3 * seconds / 3600))
+    assert costs.hours(cpu.lines, cpu.environment) == ("core-hours", pytest.approx(3 * seconds / 3600))
     gpu = replace(cpu, environment=cpu.environment | {"device": "NVIDIA H100 80GB HBM3"})
-    assert costs.hours(gpu) == ("GPU-hours", pytest.approx(seconds / 3600))
+    assert costs.hours(gpu.lines, gpu.environment) == ("GPU-hours", pytest.approx(seconds / 3600))
 
 
 def test_images_are_counted_by_stage(runs: Path) -> None:

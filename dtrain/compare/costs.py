@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from typing import Any
-
 import torch
 
 from dtrain.checkpoint import stored_keys
 from dtrain.compare.runs import Row, Run
+from dtrain.hours import hours
 from dtrain.trainer import Trainer
-
-# What environment.json may call a CPU: platform.processor(), or "cpu" where that says nothing.
-CPUS = ("cpu", "x86_64", "amd64", "i386", "i686", "aarch64", "arm64", "arm", "ppc64le", "riscv64", "s390x")
-
-Line = dict[str, Any]
 
 
 def numbers(row: Row, trainer: Trainer) -> list[tuple[str, str, str, str, float]]:
@@ -26,7 +18,8 @@ def numbers(row: Row, trainer: Trainer) -> list[tuple[str, str, str, str, float]
     sizes = parameters(trainer)
     found: list[tuple[str, str, str, str, float]] = []
     for run in row.runs:
-        costs = {"parameters": sum(sizes.values()), **images(run, trainer), **dict([hours(run)])}
+        spent = dict([hours(run.lines, run.environment)])
+        costs = {"parameters": sum(sizes.values()), **images(run, trainer), **spent}
         found += [("cost", row.label, "", name, value) for name, value in costs.items()]
         found += [("group", row.label, name, "parameters", size) for name, size in sizes.items()]
         found += [("group", row.label, name, "updates", count) for name, count in updates(run, trainer).items()]
@@ -65,35 +58,3 @@ def images(run: Run, trainer: Trainer) -> dict[str, float]:
             seen[name] = float(line["images"])
     what = {n: "images" if n not in stages or stages[n].source is None else "rows" for n in seen}
     return {f"{what[n]}/{n}" if len(stages) > 1 else what[n]: count for n, count in seen.items()}
-
-
-def hours(run: Run) -> tuple[str, float]:
-    """core-hours or GPU-hours of all processes together, from each start to the last line of its training.
-
-    Evaluations and saves in between are in it; the evaluations at the end, the time that a run lay still between two
-    starts and steps that a restart has run again are not.
-    """
-    cpu = str(run.environment.get("device")).lower() in CPUS
-    threads = _whole(run.environment.get("threads")) if cpu else 1
-    total = 0.0
-    for start, stretch in _starts(run.lines):
-        size = _whole(start.get("world_size", run.environment.get("world_size")))
-        total += size * threads * sum(b - a for a, b in pairwise(stretch))
-    return ("core-hours" if cpu else "GPU-hours"), total / 3600
-
-
-def _starts(lines: Iterable[Line]) -> Iterator[tuple[Line, list[float]]]:
-    """Each start of the run's processes with the times of its own line, where it has one, and of its training's."""
-    start: Line = {}
-    times: list[float] = []
-    for line in lines:
-        if line.get("kind") == "start":
-            yield start, times
-            start, times = line, []
-        if line.get("kind") in ("start", "train") and isinstance(line.get("time"), int | float):
-            times.append(float(line["time"]))
-    yield start, times
-
-
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 1

@@ -24,7 +24,7 @@ from launch.store import SweepFolder
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = str(ROOT / "slurm" / "devcluster" / "cluster.sh")
 SMALL = ("model.levels=[{latent:3,hidden:8},{latent:2,hidden:4}]",)
-EVALUATION = ("evaluate.grid=2", "evaluate.points=8", "evaluate.rows=2", "evaluate.samples=4")
+EVALUATION = ("run.report=false", "evaluate.grid=2", "evaluate.points=8", "evaluate.rows=2", "evaluate.samples=4")
 TINY = (
     *SMALL, "trainer.batch_size=32", "trainer.log_every=10", *EVALUATION, "launcher.timeout_min=10",
     "launcher.cpus_per_task=1",

@@ -1,0 +1,81 @@
+"""The results of a sweep: every point's numbers, and those of seeds together."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from dtrain.config import ConfigError
+from dtrain.metrics import larger_is_better, order
+from dtrain.results import last_evaluations, metrics_on
+from launch.standing import State, states
+from launch.store import SweepFolder
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point and the numbers of its result, {} if there is none yet.
+
+    metrics: on the validation split, which all is judged by. test: on the test split.
+    """
+
+    state: State
+    metrics: dict[str, float]
+    test: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The points that differ by their seed only. mean and std (of the sample; 0 for one) of the objective."""
+
+    values: dict[str, Any]
+    rows: list[Row]
+    mean: float
+    std: float
+
+
+def read_rows(sweep: SweepFolder) -> list[Row]:
+    """Every point with the evaluations of its result, whose metrics a later one adds to."""
+    rows = []
+    for state in states(sweep.points):
+        # An evaluation in mid-training is no result.
+        lines = last_evaluations(state.entry.run) if state.name == "finished" else []
+        rows.append(Row(state, metrics_on("valid", lines), metrics_on("test", lines)))
+    return rows
+
+
+def grouped(rows: list[Row], objective: str) -> list[Setting]:
+    """Finished points, seeds together, best mean first. Raises ConfigError for an unknown objective."""
+    larger_is_better(objective)
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        if row.metrics and objective not in row.metrics:
+            raise ConfigError(f"--objective {objective}: the runs have {', '.join(sorted(row.metrics))}")
+        if row.metrics:
+            groups.setdefault(tuple(without_seed(row).items()), []).append(row)
+    found = []
+    for same in groups.values():
+        values = [r.metrics[objective] for r in same]
+        std = statistics.stdev(values) if len(values) > 1 else 0.0
+        found.append(Setting(without_seed(same[0]), same, statistics.fmean(values), std))
+    return sorted(found, key=lambda s: order(objective, s.mean))
+
+
+def swept_axes(sweep: SweepFolder, heat: list[str] | None) -> list[str] | None:
+    """The heat map's two keys: the asked ones, else the two swept ones besides the seed."""
+    keys = [k for k in sweep.keys if k != "seed"]
+    wrong = [k for k in heat or [] if k not in keys]
+    if wrong:
+        raise ConfigError(f"--heat {wrong[0]}: the sweep varies {', '.join(keys) or 'nothing but the seed'}")
+    return heat or (keys if len(keys) == 2 else None)
+
+
+def axis_values(sweep: SweepFolder, axes: list[str]) -> dict[str, list[Any]]:
+    """Each axis's values, numbers in order, missing points' included."""
+    found = {k: list(dict.fromkeys(e.values[k] for e in sweep.points)) for k in axes}
+    return {k: sorted(v) if all(isinstance(x, int | float) for x in v) else v for k, v in found.items()}
+
+
+def without_seed(row: Row) -> dict[str, Any]:
+    return {k: v for k, v in row.state.entry.values.items() if k != "seed"}
