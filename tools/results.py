@@ -1,8 +1,8 @@
 """Makes the tables and curves of docs/results.md from the metrics files in docs/results/: make results.
 
-python tools/results.py           rewrites what lies between <!-- table: name --> and <!-- end --> as tables.yaml says,
-                                  and draws docs/images/<name>.png as curves.yaml says
-python tools/results.py --check   exit code 1 if that would change anything
+python tools/results.py           rewrites what lies between <!-- table: name --> and <!-- end --> by tables.yaml, and
+                                  draws the curves of curves.yaml into docs/images/
+python tools/results.py --check   exit code 1 if a table would change
 """
 
 from __future__ import annotations
