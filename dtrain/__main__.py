@@ -64,7 +64,7 @@ def _read(argv: list[str]) -> DictConfig:
         return configs.load(Path(argv[1]))
     flags = [a for a in argv if a.startswith("-")]
     if flags:
-        raise ConfigError(f"unknown option {flags[0]}; sweeps (-m) are started with launch/sweep.py")
+        raise ConfigError(f"unknown option {flags[0]}; sweeps (-m) are started with dtrain-sweep, or launch/sweep.py")
     return configs.compose(argv)
 
 
@@ -74,9 +74,14 @@ def _help() -> str:
     return "\n".join([__doc__ or "", "Groups, chosen with group=name:", *choices])
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command line; ends the process."""
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: a network thread that drops its last tensor while the interpreter finalises aborts the process.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    command()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parent / "configs"  # a link in a checkout, a folder in a wheel and a snapshot
 LONGEST_NAME = 200  # bytes of a run's or a sweep's name: of the 255 of a file system, some are for what follows it
 LONGEST_TEXT = 500  # characters of a sentence: the encoder reads little more
 

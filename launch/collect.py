@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
+if not __package__:  # as a script, Python would look in launch/ only
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dtrain.config import ConfigError
 from dtrain.metrics import larger_is_better, order
@@ -52,7 +53,7 @@ class Setting:
     std: float
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", help="a sweep's id")
     parser.add_argument("--dir", type=Path, default=Path("sweeps"), help="folder of the sweeps (default: sweeps)")
@@ -209,4 +210,4 @@ def _without_seed(row: Row) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,11 @@ def read_settings(argv: list[str]) -> Settings:
     _check_launcher(launcher)
     _check_sweep(sweep)
     return Settings(launcher, sweep, [str(o.input_line) for o in parsed if o not in ours])
+
+
+def program(name: str) -> str:
+    """How a command of the launcher is typed: as this one was, by the name that a wheel installs or in a checkout."""
+    return f"dtrain-{name}" if Path(sys.argv[0]).name.startswith("dtrain-") else f"python launch/{name}.py"
 
 
 def launcher_from(stored: dict[str, Any]) -> Launcher:
