@@ -1,9 +1,12 @@
-"""python -m dtrain key=value …: compose the configuration, build the run, train. Also under torchrun and srun.
+"""python -m dtrain key=value …, or dtrain key=value …: compose the configuration and train.
 
 python -m dtrain experiment=quickstart            one process
-torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
+torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart    two; srun does it too
+python -m dtrain model=vae data=mnist trainer.max_steps=500 optim.default.lr=3e-4
 python -m dtrain --config runs/NAME/config.yaml   a frozen configuration
-python -m dtrain … --cfg                          print the configuration and stop
+python -m dtrain … --cfg                          print the configuration (Hydra's --cfg job)
+python -m dtrain model=vae data=mnist --help      the keys of another model and other data
+dtrain-sweep -m … seed='range(0,5)'               grids of runs (Hydra's -m): dtrain-sweep --help
 """
 
 from __future__ import annotations
@@ -17,19 +20,23 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dtrain import compose as configs
-from dtrain.config import CONFIGS, ConfigError
+from dtrain.config import ConfigError
 
 
 def main(argv: list[str]) -> int:
     _end_with_torchrun()
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    if {"-h", "--help"} & set(argv):
-        print(_help())
-        return 0
     try:
-        cfg = _read([a for a in argv if a != "--cfg"])
+        if {"-h", "--help"} & set(argv):
+            from dtrain import usage  # loads the model's class, and so torch
+
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --help | head
+            print(f"{__doc__}\n{usage.text([a for a in argv if not a.startswith('-')])}")
+            return 0
+        shown = "--cfg" in argv
+        cfg = _read([a for a in argv if not (shown and a in ("--cfg", "job"))])
         config = configs.read(cfg)
-        if "--cfg" in argv:
+        if shown:
             print(OmegaConf.to_yaml(cfg), end="")
             return 0
         from dtrain.run import run  # torch loads only once the configuration is right
@@ -66,12 +73,6 @@ def _read(argv: list[str]) -> DictConfig:
     if flags:
         raise ConfigError(f"unknown option {flags[0]}; sweeps (-m) are started with dtrain-sweep, or launch/sweep.py")
     return configs.compose(argv)
-
-
-def _help() -> str:
-    groups = sorted(p for p in CONFIGS.iterdir() if p.is_dir())
-    choices = [f"  {g.name}: {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups]
-    return "\n".join([__doc__ or "", "Groups, chosen with group=name:", *choices])
 
 
 def command() -> None:

@@ -28,6 +28,7 @@ TOGETHER = {
     "tests/test_signals.py": "signals",
     "tests/test_stages.py": "stages",
     "tests/test_trained.py": "trained",
+    "tests/test_wheel.py": "wheel",
 }
 
 
