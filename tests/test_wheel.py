@@ -90,7 +90,7 @@ def test_an_installed_wheel_prepares_trains_loads_and_sweeps(call: Call) -> None
 
     swept = call("dtrain-sweep", "-m", *TINY, "seed=1", "sweep.where=local", "sweep.name=two", "--wait")
     sweep = next(word for word in swept.split() if word.startswith("two-")).rstrip(":")
-    assert f"dtrain-jobs status {sweep}" in swept and "1 finished" in swept
+    assert f"dtrain-jobs status {sweep}" in swept
     assert "all 1 points are finished" in call("dtrain-collect", sweep)
     assert call("sh", "-c", "ls; ls sweeps/*/code/*").split() == [
         "runs", "shards", "sweeps", "data_prep", "dtrain", "launch",
