@@ -68,7 +68,7 @@ def keys(config: Config, choices: dict[str, str | None]) -> list[Key]:
     try:
         loader = arguments_of(loader_class(name).__init__).model_json_schema()
     except (ValueError, ImportError):  # its package is not installed
-        loader = {"properties": dict.fromkeys(config.loader, {})}
+        loader = {"properties": {key: {} for key in config.loader}}
     model = arguments_of(model_target(config)[0].__init__).model_json_schema()
     schema["$defs"] |= loader.get("$defs", {}) | model.get("$defs", {})
     target = {"_target_": {"type": "string"}}
