@@ -75,7 +75,7 @@ def keys(config: Config, choices: dict[str, str | None]) -> list[Key]:
     schema["properties"]["loader"] = {"type": "object", "properties": own | loader["properties"]}
     schema["properties"]["model"] = {"type": "object", "properties": target | model["properties"]}
     notes = _all_notes(choices)
-    values = completed(config).model_dump(mode="json")
+    values = completed(config).model_dump(mode="json", by_alias=True)  # as the schema names keys
     return [Key(k, _yaml(v), words(s, schema["$defs"]), notes.get(k, "")) for k, v, s in _leaves(schema, values)]
 
 
