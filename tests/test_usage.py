@@ -50,7 +50,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> set[str]:
                 "{autoencoder: ",
             ],
         ),
-        (["model=swae_celeba"], ["model.priors=[", "model.inner_steps=", "model.code_error=sum sum | mean"]),
+        (["model=swae_celeba"], ["model.priors=[", "model.inner_steps=", "model.code_error=sum mean | sum"]),
     ],
 )
 def test_every_key_stands_there_with_type_range_and_value(overrides: list[str], said: list[str]) -> None:
