@@ -1,9 +1,12 @@
-"""python -m dtrain key=value …: compose the configuration, build the run, train. Also under torchrun and srun.
+"""python -m dtrain key=value …, or dtrain key=value …: compose the configuration and train.
 
 python -m dtrain experiment=quickstart            one process
-torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
+torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart    two; srun does it too
+python -m dtrain model=vae data=mnist trainer.max_steps=500 optim.default.lr=3e-4
 python -m dtrain --config runs/NAME/config.yaml   a frozen configuration
-python -m dtrain … --cfg                          print the configuration and stop
+python -m dtrain … --cfg                          print the configuration (Hydra's --cfg job)
+python -m dtrain model=vae data=mnist --help      the keys of another model and other data
+dtrain-sweep -m … seed='range(0,5)'               grids of runs (Hydra's -m): dtrain-sweep --help
 """
 
 from __future__ import annotations
@@ -17,22 +20,26 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dtrain import compose as configs
-from dtrain.config import CONFIGS, ConfigError, run_dir
+from dtrain.config import ConfigError, run_dir
 from dtrain.files import read_json
 
 
 def main(argv: list[str]) -> int:
     _end_with_torchrun()
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-    if {"-h", "--help"} & set(argv):
-        print(_help())
-        return 0
     try:
-        cfg = _read([a for a in argv if a != "--cfg"])
-        if "--cfg" not in argv and not rank:
+        if {"-h", "--help"} & set(argv):
+            from dtrain import usage  # loads the model's class, and so torch
+
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # --help | head
+            print(f"{__doc__}\n{usage.text([a for a in argv if not a.startswith('-')])}")
+            return 0
+        shown = "--cfg" in argv
+        cfg = _read([a for a in argv if not (shown and a in ("--cfg", "job"))])
+        if not (shown or rank):
             print(_standing(run_dir(configs.typed(cfg))), flush=True)
         config = configs.read(cfg)  # the model's module loads torch, which takes seconds
-        if "--cfg" in argv:
+        if shown:
             print(OmegaConf.to_yaml(cfg), end="")
             return 0
         from dtrain.run import run
@@ -67,7 +74,7 @@ def _read(argv: list[str]) -> DictConfig:
         return configs.load(Path(argv[1]))
     flags = [a for a in argv if a.startswith("-")]
     if flags:
-        raise ConfigError(f"unknown option {flags[0]}; sweeps (-m) are started with launch/sweep.py")
+        raise ConfigError(f"unknown option {flags[0]}; sweeps (-m) are started with dtrain-sweep, or launch/sweep.py")
     return configs.compose(argv)
 
 
@@ -80,15 +87,14 @@ def _standing(folder: Path) -> str:
     return f"run folder {folder}: {status.get('state', 'begun')}{stands}"
 
 
-def _help() -> str:
-    groups = sorted(p for p in CONFIGS.iterdir() if p.is_dir())
-    choices = [f"  {g.name}: {', '.join(sorted(f.stem for f in g.glob('*.yaml')))}" for g in groups]
-    return "\n".join([__doc__ or "", "Groups, chosen with group=name:", *choices])
-
-
-if __name__ == "__main__":
+def command() -> None:
+    """The command line; ends the process."""
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: a network thread that drops its last tensor while the interpreter finalises aborts the process.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    command()

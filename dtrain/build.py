@@ -9,14 +9,14 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dtrain.config import Config, ConfigError, TrainerConfig, of_stage
-from dtrain.data.build import Loader, build_loader
+from dtrain.data.build import Loader, build_loader, loader_class
 from dtrain.data.shards import ShardError, Split, open_split
 from dtrain.faults import StopSignal
 from dtrain.length import check as check_length
 from dtrain.metrics import larger_is_better
 from dtrain.models.base import Algorithm, DataFacts, Site
 from dtrain.nets.recompute import Recomputable
-from dtrain.target import model_arguments
+from dtrain.target import check_arguments, model_arguments
 from dtrain.tensors import digest
 from dtrain.world import World
 
@@ -107,14 +107,15 @@ def build_loaders(
     config: Config, algorithm: Algorithm, splits: tuple[Split, Split, Split], world: World
 ) -> tuple[Loader, Loader, Loader]:
     """The training, validation and test loader of this rank."""
+    trainer, range_, seed = config.trainer, algorithm.value_range, config.seed
     options = dict(config.loader)
     name = options.pop("name")
-    trainer, range_, seed = config.trainer, algorithm.value_range, config.seed
-    build = partial(
-        build_loader, name, batch_size=trainer.batch_size, value_range=range_, seed=seed, rank=world.rank,
-        world=world.size, device=world.device, **options,
-    )  # fmt: skip
     try:
+        options = check_arguments(loader_class(name).__init__, options, "loader")
+        build = partial(
+            build_loader, name, batch_size=trainer.batch_size, value_range=range_, seed=seed, rank=world.rank,
+            world=world.size, device=world.device, **options,
+        )  # fmt: skip
         train, valid, test = splits
         return build(split=train, flip=config.data.flip), build(split=valid), build(split=test)
     except (ValueError, TypeError, ImportError, ShardError) as e:

@@ -11,6 +11,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +21,7 @@ from yaml import YAMLError
 from dtrain.config import CONFIGS, Config, ConfigError, parse, signature
 from dtrain.data.own import REFERENCES
 from dtrain.target import model_arguments
+from dtrain.wording import one_line
 
 for reference, resolve in REFERENCES.items():
     OmegaConf.register_new_resolver(reference, resolve, replace=True)
@@ -60,7 +62,7 @@ def no_environment() -> Iterator[None]:
         said: BaseException | None = e
         while said and not isinstance(said, ConfigError):  # which a reference to prepared shards may have raised
             said = said.__context__
-        raise said or ConfigError(str(e)) from None
+        raise said or ConfigError(one_line(e)) from None
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
@@ -88,7 +90,7 @@ def compose_with_choices(overrides: list[str]) -> tuple[DictConfig, dict[str, st
             cfg = hydra_compose("config", opened, return_hydra_config=True)
             choices = dict(cfg.hydra.runtime.choices)
             with_hydra = OmegaConf.to_container(cfg, resolve=False)
-    except (HydraException, OmegaConfBaseException) as e:
+    except (HydraException, OmegaConfBaseException, ValueError) as e:  # ValueError: of data=null
         raise ConfigError(_explain(e, overrides)) from e
     assert isinstance(with_hydra, dict)
     with_hydra.pop("hydra")
@@ -110,14 +112,28 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         try:
             parsed = OverridesParser.create().parse_overrides(overrides)
         except HydraException as e:
-            return str(e)
+            return one_line(e)
         chosen = [o.input_line or "" for o in parsed if o.key_or_group in groups]
         for o in parsed:
-            message = None if o.key_or_group in groups else _unknown_key(chosen, o.key_or_group, o.input_line or "")
+            key, line = o.key_or_group, o.input_line or ""
+            message = _unknown_choice(o) if key in groups else _unknown_key(chosen, key, line)
             if message:
                 return message
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "\n  ".join(lines)
+            if o.is_sweep_override():
+                return f"{line}: several values are a sweep: dtrain-sweep -m, or launch/sweep.py; a list is [a, b]"
+    return one_line(error)
+
+
+def _unknown_choice(override: Override) -> str | None:
+    """That a group has no such file, and which it has."""
+    group, name = override.key_or_group, None if override.is_sweep_override() else override.value()
+    folder = CONFIGS / group
+    if override.is_sweep_override() or (isinstance(name, str) and (folder / f"{name}.yaml").is_file()):
+        return None
+    names = sorted(str(f.relative_to(folder).with_suffix("")) for f in folder.rglob("*.yaml"))
+    return (
+        f"{override.input_line}: there is no {group}/{'null' if name is None else name}; allowed: {', '.join(names)}"
+    )
 
 
 # What other trainers call a key of this one.

@@ -15,7 +15,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from dtrain.wording import problems
+
+CONFIGS = Path(__file__).resolve().parent / "configs"  # a link in a checkout, a folder in a wheel and a snapshot
 LONGEST_NAME = 200  # bytes of a run's or a sweep's name: of the 255 of a file system, some are for what follows it
 LONGEST_TEXT = 500  # characters of a sentence: the encoder reads little more
 
@@ -305,14 +307,5 @@ def checked(model: type[M], content: Any, where: str) -> M:
     try:
         return model.model_validate(content)
     except ValidationError as e:
-        lines = []
-        for error in e.errors(include_url=False):
-            own, beside = _place(model, error["loc"])
-            key = ".".join(p for p in (where, own) if p)
-            if error["type"] == "extra_forbidden":
-                lines.append(f"{key}={error['input']!r}: unknown key; allowed: {', '.join(beside)}")
-            elif error["type"] == "missing":
-                lines.append(f"{key}: is not set")
-            else:
-                lines.append(f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}")
-        raise ConfigError("\n".join(lines)) from e
+        found = [(*_place(model, error["loc"]), error) for error in e.errors(include_url=False)]
+        raise ConfigError(problems(where, found)) from e

@@ -207,14 +207,9 @@ def _open_folder(folder: Path, yaml: str, about: dict[str, Any], world: World, p
 
 
 def _environment(world: World) -> dict[str, Any]:
-    root = Path(__file__).resolve().parent
-    revision = None
-    if shutil.which("git"):
-        describe = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-        revision = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None
     cuda = world.device.type == "cuda"
     return {
-        "git": revision,
+        "git": _revision(),
         "command": sys.argv,
         "python": platform.python_version(),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
@@ -224,3 +219,16 @@ def _environment(world: World) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(world.device) if cuda else platform.processor() or "cpu",
         "world_size": world.size,
     }
+
+
+def _revision() -> str | None:
+    """Of the checkout that the code lies in; None where it lies in a virtual environment of another project."""
+    if not shutil.which("git"):
+        return None
+
+    def git(*command: str) -> str:
+        asked = ["git", "-C", str(Path(__file__).resolve().parent), *command]
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+    top = git("rev-parse", "--show-toplevel")
+    return git("describe", "--always", "--dirty") if top and Path(top, "dtrain", "trainer.py").exists() else None

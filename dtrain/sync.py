@@ -90,8 +90,10 @@ def to_trackio(parcel: Parcel) -> None:
     """To the folder TRACKIO_DIR, or the server of TRACKIO_SERVER_URL. It knows a run by its name."""
     from trackio import Image, init
 
-    off = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-    run = init(parcel.project, parcel.name, config=parcel.config, resume="allow", **off)
+    run = init(
+        parcel.project, parcel.name, config=parcel.config, resume="allow",
+        embed=False, auto_log_gpu=False, auto_log_cpu=False,
+    )  # fmt: skip
     for line in parcel.lines:
         run.log(line.values, step=line.step)
     if parcel.pictures:

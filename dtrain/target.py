@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
-from pydantic import ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from dtrain.config import Config, ConfigError, checked
 
@@ -51,8 +51,8 @@ def completed(config: Config) -> Config:
     return config.model_copy(update={"model": {"_target_": config.model["_target_"], **defaults, **arguments}})
 
 
-def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: str) -> dict[str, Any]:
-    """`given` as the annotations of the function's keyword-only arguments want it. Raises ConfigError."""
+def arguments_of(function: Callable[..., Any]) -> type[BaseModel]:
+    """The function's keyword-only arguments, with the types, ranges and defaults of its annotations."""
     hints = typing.get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {
         p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default)
@@ -60,7 +60,12 @@ def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: 
         if p.kind is p.KEYWORD_ONLY
     }
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    found = checked(create_model("Arguments", __config__=config, **fields), given, where)
+    return create_model("Arguments", __config__=config, **fields)
+
+
+def check_arguments(function: Callable[..., Any], given: dict[str, Any], where: str) -> dict[str, Any]:
+    """`given` as the annotations of the function's keyword-only arguments want it. Raises ConfigError."""
+    found = checked(arguments_of(function), given, where)
     return {name: getattr(found, name) for name in given}
 
 

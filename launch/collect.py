@@ -16,7 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
+if not __package__:  # as a script, Python would look in launch/ only
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dtrain.config import ConfigError
 from dtrain.metrics import larger_is_better
@@ -30,7 +31,7 @@ from launch.store import SweepFolder
 from launch.table import number
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", help="a sweep's id")
     parser.add_argument("--dir", type=Path, default=Path("sweeps"), help="folder of the sweeps (default: sweeps)")
@@ -143,4 +144,4 @@ def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

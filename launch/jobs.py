@@ -12,18 +12,19 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
+if not __package__:  # as a script, Python would look in launch/ only
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import local, slurm, table
-from launch.settings import launcher_from, overridden
+from launch.settings import launcher_from, overridden, program
 from launch.standing import ACTIVE, Owner, State, states
 from launch.store import SweepFolder
 from launch.submit import submit, to_submit, where
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["status", "logs", "retry", "cancel"])
     parser.add_argument("sweep", help="a sweep's id")
@@ -81,7 +82,7 @@ def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
         files = {s.entry.index: sweep.config(s.entry.index) for s in todo}
         yamls = {i: file.read_text(errors="replace") for i, file in files.items() if file}
         gone = ", ".join(str(i) for i in files if i not in yamls)
-        again = "the launch/sweep.py command of this sweep submits what is missing"
+        again = f"the {program('sweep')} command of this sweep submits what is missing"
         if not yamls or not sweep.submissions():
             raise ConfigError(f"{sweep.path}/submissions: there is none that can be submitted again; {again}")
         if gone:
@@ -113,4 +114,4 @@ def _cancel(found: list[State]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dtrain.compose import compose, compose_with_choices, one_length, typed, unnamed
 from dtrain.config import CONFIGS, Config, ConfigError, run_dir, signature
+from dtrain.wording import one_line
 from launch.check import Checker, paths
 
 _SHOWN = 5  # wrong points named in an error
@@ -94,12 +95,12 @@ def expand(overrides: list[str]) -> list[list[str]]:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *asked["task"]])
             (lines,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except OverrideParseException as e:
-        raise ConfigError(str(e).splitlines()[0]) from e
+        raise ConfigError(one_line(e)) from e
     except ValueError as e:  # Hydra's own, of lambda=null: leave the key out instead
         raise ConfigError(f"{' '.join(overrides)}: {e}") from e
     except HydraException as e:
         compose([o for o in overrides if not _parse(o).is_sweep_override()])  # says more about a wrong key
-        raise ConfigError(str(e)) from e
+        raise ConfigError(one_line(e)) from e
     return [[*asked["hydra"], *line] for line in lines]
 
 

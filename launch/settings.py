@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from dtrain.compose import no_environment
 from dtrain.config import CONFIGS, ConfigError, name_error
+from dtrain.wording import one_line
 
 # Not ours to set: where submitit keeps pickles (there are none), and the stock launcher's class.
 _FOREIGN = ("_target_", "submitit_folder", "stderr_to_stdout")
@@ -99,7 +101,7 @@ def read_settings(argv: list[str]) -> Settings:
     try:
         parsed = OverridesParser.create().parse_overrides(argv)
     except HydraException as e:
-        raise ConfigError(str(e)) from e
+        raise ConfigError(one_line(e)) from e
     ours = [o for o in parsed if o.key_or_group.split(".")[0] in ("launcher", "sweep")]
     swept = [o.input_line for o in ours if o.is_sweep_override()]
     if swept:
@@ -110,6 +112,11 @@ def read_settings(argv: list[str]) -> Settings:
     _check_launcher(launcher)
     _check_sweep(sweep)
     return Settings(launcher, sweep, [str(o.input_line) for o in parsed if o not in ours])
+
+
+def program(name: str) -> str:
+    """How a command of the launcher is typed: as this one was, by the name that a wheel installs or in a checkout."""
+    return f"dtrain-{name}" if Path(sys.argv[0]).name.startswith("dtrain-") else f"python launch/{name}.py"
 
 
 def launcher_from(stored: dict[str, Any]) -> Launcher:
@@ -140,7 +147,7 @@ def _file(name: str) -> Any:
 
 def _merge(kind: type[Any], base: Any, overrides: list[Override]) -> Any:
     node = OmegaConf.structured(kind)
-    line = "configs/launcher"
+    line, key = "configs/launcher", ""
     try:
         node.merge_with(base)
         for o in overrides:
@@ -152,7 +159,9 @@ def _merge(kind: type[Any], base: Any, overrides: list[Override]) -> Any:
             return OmegaConf.to_object(node)
     except OmegaConfBaseException as e:
         names = ", ".join(sorted(f.name for f in fields(kind) if f.name not in _FOREIGN))
-        raise ConfigError(f"{line}: {str(e).splitlines()[0]}\n  allowed: {names}") from e
+        unknown = isinstance(e, ConfigKeyError | ConfigAttributeError)
+        said = f"unknown key; allowed: {names}" if unknown else str(e).splitlines()[0]
+        raise ConfigError(f"{line}: {said.replace(f'field {key!r} is not Optional', 'it may not be null')}") from e
 
 
 def _check_launcher(launcher: Launcher) -> None:

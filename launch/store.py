@@ -18,14 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dtrain.config import ConfigError
+from dtrain.config import CONFIGS, ConfigError
 from dtrain.files import append_line, read_json, read_lines, write_json
 from launch.points import Point
+from launch.settings import program
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH = 30.0  # seconds that a heartbeat counts
 SKEW = 5.0  # seconds that another machine's clock may be ahead
-_CODE = ("dtrain", "launch", "data_prep", "configs")
+_CODE = ("dtrain", "dtrain/configs", "launch", "data_prep")
 # What must be in a submission.json, and what may be in a status.json.
 _FIELDS = {"where": str, "indices": list, "launcher": dict, "job": str, "host": str, "parallel": int}
 _TEXTS, _COUNTS, _NUMBERS = ("state", "error"), ("step", "max_steps"), ("time", "eta_s", "images_per_s")
@@ -149,8 +150,8 @@ class SweepFolder:
             whole = False
         if not whole:
             raise ConfigError(
-                f"{path / 'sweep.json'} is damaged: remove it, and the sweep's launch/sweep.py command writes it "
-                "again; the runs and their states stay"
+                f"{path / 'sweep.json'} is damaged: remove it, and the sweep's {program('sweep')} command "
+                "writes it again; the runs and their states stay"
             )
         return cls(path, keys, points)
 
@@ -218,7 +219,7 @@ def open_sweep(path: Path, points: list[Point], command: list[str]) -> SweepFold
 
 def snapshot(sweep: Path) -> Path:
     """Copies the code to <sweep>/code/<hash>, so that editing the source does not change jobs that still wait."""
-    files = sorted(ROOT.glob("*.py"))
+    files = sorted(ROOT.glob("*.py")) if CONFIGS.is_symlink() else []  # of a checkout, not of site-packages
     for folder in _CODE:
         files += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     digest = hashlib.sha256()

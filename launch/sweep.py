@@ -15,19 +15,21 @@ import shlex
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, Python would look in launch/ only
+if not __package__:  # as a script, Python would look in launch/ only
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import table
 from launch.points import Point, make_points
-from launch.settings import Settings, read_settings, sweeps_folder
+from launch.settings import Settings, program, read_settings, sweeps_folder
 from launch.standing import State, states
 from launch.store import Entry, SweepFolder, open_sweep, sweep_id
 from launch.submit import estimate, submit, to_submit, where
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
@@ -104,9 +106,10 @@ def _plan(
 
 def _follow(settings: Settings, sweep: SweepFolder) -> None:
     where_to = "" if settings.sweep.dir == "sweeps" else f" --dir {shlex.quote(settings.sweep.dir)}"
-    for command in ("jobs.py status", "jobs.py logs", "jobs.py cancel", "jobs.py retry", "collect.py"):
-        print(f"  python launch/{command} {sweep.id}{where_to}")
+    for command in ("status", "logs", "cancel", "retry"):
+        print(f"  {program('jobs')} {command} {sweep.id}{where_to}")
+    print(f"  {program('collect')} {sweep.id}{where_to}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

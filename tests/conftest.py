@@ -31,6 +31,7 @@ TOGETHER = {
     "tests/test_stages.py": "stages",
     "tests/test_sync.py": "sync",
     "tests/test_trained.py": "trained",
+    "tests/test_wheel.py": "wheel",
 }
 
 

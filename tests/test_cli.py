@@ -48,6 +48,7 @@ TINY = (LEVELS, f"data.image_shape={list(SHAPE)}", "trainer.batch_size=16")
         ("optim.groups.level9.lr=1", ["optim.groups.level9", "level1"]),
         ("data.path=nowhere", ["data.path=nowhere", "python -m data_prep digits"]),
         ("loader.workerz=1", ["workerz"]),
+        ("loader.memory_map=5", ["loader.memory_map=5", "true or false"]),
         ("trainer.micro_batches=2", ["trainer.micro_batches=2", "MMD", "allowed: 1"]),
         ("-m", ["launch/sweep.py"]),
         ("=", ["="]),

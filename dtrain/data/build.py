@@ -48,7 +48,8 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _loader_class(name: str) -> Any:
+def loader_class(name: str) -> Any:
+    """Raises ValueError for an unknown name, ImportError when the backend's extra is not installed."""
     if name not in LOADERS:
         raise ValueError(f"no loader is called {name!r}: choose one of {', '.join(LOADERS)}")
     module, cls, package = LOADERS[name]
@@ -79,7 +80,7 @@ def build_loader(
     and ShardError when the split lacks the file that the backend reads.
     """
     threads = torch.get_num_threads()  # FFCV sets its own count for the whole process, even on import
-    cls = _loader_class(name)
+    cls = loader_class(name)
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -15,6 +15,7 @@ from yaml import YAMLError
 from dtrain import compose as configs
 from dtrain.config import Config, ConfigError
 from dtrain.target import check_trusted
+from dtrain.wording import one_line
 
 if TYPE_CHECKING:
     from dtrain.evaluate.evaluator import Evaluator
@@ -74,7 +75,8 @@ def _overridden(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     try:
         merged = OmegaConf.merge(cfg, OmegaConf.from_dotlist(overrides))
     except (YAMLError, OmegaConfBaseException) as e:
-        raise ConfigError(f"{' '.join(overrides)}: {e}") from e
+        why = "is no YAML value" if isinstance(e, YAMLError) else one_line(e)
+        raise ConfigError(f"{' '.join(overrides)}: {why}") from e
     assert isinstance(merged, DictConfig)
     for text in texts:  # as it stands: a sentence is not YAML, nor does it refer to other keys
         value = text.partition("=")[2]

@@ -81,7 +81,7 @@ class Convolutional(BaseModel):
 
 
 def _kind(row: Any) -> str:
-    keys = row if isinstance(row, dict) else row.__dict__
+    keys = row if isinstance(row, dict) else getattr(row, "__dict__", {})
     return "convolutional" if "kernel" in keys or "filters" in keys else "dense"
 
 

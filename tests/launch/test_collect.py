@@ -168,7 +168,7 @@ def test_the_same_points_in_any_order_are_the_same_sweep(tmp_path: Path, shards:
 
 def test_a_snapshot_is_the_code_and_is_shared_while_it_does_not_change(tmp_path: Path) -> None:
     code = snapshot(tmp_path)
-    for file in ("dtrain/trainer.py", "launch/job.py", "configs/config.yaml"):
+    for file in ("dtrain/trainer.py", "launch/job.py", "dtrain/configs/config.yaml"):
         assert (code / file).read_bytes() == (ROOT / file).read_bytes()
     assert snapshot(tmp_path) == code
     assert not list(code.rglob("__pycache__"))
