@@ -59,20 +59,21 @@ def cell(values: list[float]) -> str:
     return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
+def filled(text: str, row: dict[str, Any]) -> str:
+    """{} in a metric stands for the row's `of`, {name} for what it has by that name."""
+    of = row.get("of", "")
+    return text.format(**of) if isinstance(of, dict) else text.format(of)
+
+
 def table(spec: dict[str, Any]) -> str:
-    """A row for each entry of `rows`, a column for each of `columns`; {} in a column stands for the row's `of`."""
+    """A row for each entry of `rows`, a column for each of `columns`."""
     columns: dict[str, str] = spec["columns"]
     lines = [" | ".join(["", spec.get("head", ""), "runs", *columns, ""]).strip()]
     lines.append("|" + "--|" * (len(columns) + 2))
     for label, row in spec["rows"].items():
         runs = row.get("runs") or spec["runs"]
         cells = [
-            cell(
-                [
-                    value(run, text.replace("{}", row.get("of", "")), row.get("last", spec.get("last", 1)))
-                    for run in runs
-                ]
-            )
+            cell([value(run, filled(text, row), row.get("last", spec.get("last", 1))) for run in runs])
             for text in columns.values()
         ]
         lines.append("| " + " | ".join([label, str(len(runs)), *cells]) + " |")
@@ -88,14 +89,14 @@ def curve(run: str, metric: str) -> tuple[list[float], list[float]]:
 
 
 def draw(name: str, spec: dict[str, Any]) -> None:
-    """A panel for each of `metrics`, a line for each of `runs`; {} in a metric stands for the run's `of`."""
+    """A panel for each of `metrics`, a line for each of `runs`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.4 * len(spec["metrics"]), 3.4), layout="constrained")
     panels = figure.subplots(1, len(spec["metrics"]), squeeze=False)[0]
     for panel, (title, metric) in zip(panels, spec["metrics"].items(), strict=True):
         for label, row in spec["runs"].items():
-            panel.plot(*curve(row["run"], metric.replace("{}", row.get("of", ""))), ".-", label=label)
+            panel.plot(*curve(row["run"], filled(metric, row)), ".-", label=label)
         panel.set(title=title, xlabel="training images")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(spec["runs"]))
     figure.savefig(DOCS / "images" / f"{name}.png", dpi=90, metadata={"Software": None})
