@@ -60,9 +60,12 @@ def cell(values: list[float]) -> str:
 
 
 def filled(text: str, row: dict[str, Any]) -> str:
-    """{} in a metric stands for the row's `of`, {name} for what it has by that name."""
+    """{} in a metric stands for the row's `of`, {name} for what it has by that name; "" where it has none."""
     of = row.get("of", "")
-    return text.format(**of) if isinstance(of, dict) else text.format(of)
+    try:
+        return text.format(**of) if isinstance(of, dict) else text.format(of)
+    except KeyError:
+        return ""
 
 
 def table(spec: dict[str, Any]) -> str:
@@ -71,11 +74,9 @@ def table(spec: dict[str, Any]) -> str:
     lines = [" | ".join(["", spec.get("head", ""), "runs", *columns, ""]).strip()]
     lines.append("|" + "--|" * (len(columns) + 2))
     for label, row in spec["rows"].items():
-        runs = row.get("runs") or spec["runs"]
-        cells = [
-            cell([value(run, filled(text, row), row.get("last", spec.get("last", 1))) for run in runs])
-            for text in columns.values()
-        ]
+        runs, last = row.get("runs") or spec["runs"], row.get("last", spec.get("last", 1))
+        found = [filled(text, row) for text in columns.values()]
+        cells = [cell([value(run, expression, last) for run in runs]) if expression else "" for expression in found]
         lines.append("| " + " | ".join([label, str(len(runs)), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
