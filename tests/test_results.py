@@ -63,3 +63,11 @@ def test_a_column_may_be_of_the_validation_split(tool: dict[str, Any]) -> None:
     assert of["valid"] != of["test"]
     assert tool["value"]("stacked_long_s0", "valid: mse/level1", 1) == of["valid"]
     assert tool["value"]("stacked_long_s0", "mse/level1", 1) == of["test"]
+
+
+def test_a_curve_is_of_the_validation_split_against_images(tool: dict[str, Any]) -> None:
+    with gzip.open(ROOT / "docs" / "results" / "faces_wae_s0.jsonl.gz", "rt") as f:
+        lines = [line for line in map(json.loads, f) if line["kind"] == "evaluation" and line["split"] == "valid"]
+    images, sharpness = tool["curve"]("faces_wae_s0", "sharpness/imagenet/normal")
+    assert images == [128, 256, 384, 512, 640]
+    assert sharpness == [line["sharpness/imagenet/normal"] for line in lines]

@@ -82,11 +82,11 @@ def table(spec: dict[str, Any]) -> str:
 
 
 def curve(run: str, metric: str) -> tuple[list[float], list[float]]:
-    """Training images seen, and the metric on the validation split."""
+    """Thousands of training images seen, and the metric on the validation split."""
     lines = metrics(run)
     images = {line["step"]: line["images"] for line in lines if line["kind"] == "train"}
     found = [line for line in lines if line["kind"] == "evaluation" and line["split"] == "valid" and metric in line]
-    return [images[line["step"]] for line in found], [line[metric] for line in found]
+    return [images[line["step"]] / 1000 for line in found], [line[metric] for line in found]
 
 
 def draw(name: str, spec: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def draw(name: str, spec: dict[str, Any]) -> None:
     for panel, (title, metric) in zip(panels, spec["metrics"].items(), strict=True):
         for label, row in spec["runs"].items():
             panel.plot(*curve(row["run"], filled(metric, row)), ".-", label=label)
-        panel.set(title=title, xlabel="training images")
+        panel.set(title=title, xlabel="training images / 1000")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(spec["runs"]))
     figure.savefig(DOCS / "images" / f"{name}.png", dpi=90, metadata={"Software": None})
 
