@@ -185,6 +185,7 @@ class Browser:
 
     def open(self, file: Path) -> Any:
         page = self.context.new_page()
+        page.set_default_timeout(180_000)  # ms: other tests may have the processors
         page.on("pageerror", lambda e: self.errors.append(str(e)))
         page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
         page.on(

@@ -41,17 +41,17 @@ def show(pages: list[tuple[str, Pixels]], title: str, width: float = 7.0, column
     """One figure of tiled pages with their captions, in rows of `columns`."""
     rows = [pages[i : i + columns] for i in range(0, len(pages), columns)]
     heights = [width / columns * max(p.shape[0] / p.shape[1] for _, p in row) for row in rows]
+    height = sum(heights) + 0.35 * len(rows) + 0.5
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(width, sum(heights) + 0.35 * len(rows) + 0.5), squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-    )  # fmt: skip
+        len(rows), columns, figsize=(width, height), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
     for ax, (caption, page) in zip(axes.flat, pages, strict=False):
         ax.imshow(page.squeeze(-1) if page.shape[2] == 1 else page, cmap="gray", vmin=0, vmax=1)
         ax.set_title(caption, fontsize=9, loc="left", parse_math=False)  # a name may hold $
     for ax in axes.flat:
         ax.axis("off")
-    figure.suptitle(title, fontsize=12)
-    figure.tight_layout()
+    figure.suptitle(title, fontsize=12, y=1 - 0.1 / height, va="top")
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / height))
     return figure
 
 
