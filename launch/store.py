@@ -140,7 +140,7 @@ class SweepFolder:
             there = False
         if not there:
             names = sorted(p.parent.name for p in path.parent.glob("*/sweep.json"))
-            raise ConfigError(f"no sweep {path.name} in {path.parent}; it has: {', '.join(names) or 'none'}")
+            raise ConfigError(f"no sweep {path.name} in --dir {path.parent}; it has: {', '.join(names) or 'none'}")
         content = read_json(path / "sweep.json")
         try:
             keys, points = content["keys"], [Entry(**{**p, "run": Path(p["run"])}) for p in content["points"]]
