@@ -164,8 +164,8 @@ def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
     metrics, tested = sorted({m for r in rows for m in r.metrics}), sorted({m for r in rows for m in r.test})
     with path.open("w", newline="") as f:
         writer = csv.writer(f)
-        facts = ["state", "step", "restarts", "code"]
-        writer.writerow(["index", *sweep.keys, *facts, *metrics, *(f"test/{m}" for m in tested), "run"])
+        about = ["state", "step", "restarts", "code"]
+        writer.writerow(["index", *sweep.keys, *about, *metrics, *(f"test/{m}" for m in tested), "run"])
         for row in rows:
             e, status = row.state.entry, row.state.status
             facts = [row.state.name, status.get("step", 0), row.state.restarts, row.state.code]
