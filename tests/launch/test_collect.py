@@ -110,12 +110,12 @@ def test_results_without_an_objective_are_judged_by_another_metric_and_wrong_opt
         ([], f"--objective: no metric that is better or worse is in all results; they have {known}"),
         (["--objective", "score"], "--objective score: is of no known family"),
         (["--objective", "confidence"], "--objective confidence: has no better and worse"),
-        (["--objective", "mse/level1", "--heat", "seed", "model.lambda_rec"], "--heat seed: the sweep varies"),
     ):
         assert main([sweep.id, *folder, *option]) == 2 and f"collect: {said}" in capsys.readouterr().err
     (sweep.points[1].run / "status.json").unlink()
     for option, said in (
         (["--front", "mse/level1", "score"], "--front score: is of no known family"),
+        (["--heat", "seed", "model.lambda_rec"], "--heat seed: the sweep varies"),
         (["--heat", *["model.lambda_rec"] * 2], "--heat model.lambda_rec model.lambda_rec: rows and columns must be"),
         (["--out", str(tmp_path / "file")], f"--out {tmp_path / 'file'}: is no folder that can be made"),
         (["--dir", str(tmp_path / "none")], f"no sweep {sweep.id} in --dir {tmp_path / 'none'}; it has: none"),
