@@ -38,11 +38,11 @@ def code_hash() -> str:
 def codes(run: Path) -> list[str]:
     """The hashes of the code that made a run's weights, that of the last start last."""
     found = read_json(run / "environment.json").get("code")
-    named = [c for c in found if re.fullmatch("[0-9a-f]{12}", str(c))] if isinstance(found, list) else []
-    return named or [UNKNOWN]
+    words = [c for c in found if isinstance(c, str)] if isinstance(found, list) else []
+    return [c for c in words if re.fullmatch(f"[0-9a-f]{{12}}|{UNKNOWN}", c)] or [UNKNOWN]
 
 
 def extended_codes(run: Path | None) -> list[str]:
-    """What `codes` says of a run that this process takes on from another's weights, or its own; None: from none."""
+    """`codes` of a run that this process goes on with, from the weights of that run folder; None: it begins."""
     own = code_hash()
     return [*(c for c in (codes(run) if run else []) if c != own), own]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,21 +84,19 @@ def _keep(run: Path) -> Path:
     name = f"{run.name}{MARK}{codes(run)[-1]}"
     names = itertools.chain([name], (f"{name}.{n}" for n in itertools.count(2)))
     place = next(path for n in names if not (path := run.with_name(n)).exists())
-    with contextlib.ExitStack() as stack:
-        for lock in ("lock", "running.lock"):
-            who = stack.enter_context(held(run / lock, "the command that begins it anew", lambda _: LEAVING))
-            if who is not None:
-                raise ConfigError(f"{run} is in use by {who}: wait for it")
-        try:
-            run.rename(place)
-        except OSError as e:
-            raise ConfigError(f"{run}: cannot be kept as {place.name} ({e})") from e
-    return place
+    try:
+        with contextlib.ExitStack() as stack:
+            for lock in ("lock", "running.lock"):
+                who = stack.enter_context(held(run / lock, "the command that begins it anew", lambda _: LEAVING))
+                if who is not None:
+                    raise ConfigError(f"{run} is in use by {who}: wait for it")
+            return run.rename(place)
+    except OSError as e:
+        raise ConfigError(f"{run}: cannot be kept as {place.name} ({e})") from e
 
 
-def kept_runs(points: Iterable[Entry]) -> list[Entry]:
+def kept_runs(points: Sequence[Entry]) -> list[Entry]:
     """The runs of these points that were kept, each as an entry of its own."""
-    points = list(points)
     found: dict[Path, list[Path]] = {}
     for folder in {p.run.parent for p in points}:
         for path in sorted(folder.glob(f"*{MARK}*")):

@@ -18,7 +18,7 @@ if not __package__:  # as a script, Python would look in launch/ only
 from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import local, slurm, table
-from launch.codes import mixed
+from launch.codes import mixed, warning
 from launch.settings import launcher_from, overridden, program
 from launch.standing import ACTIVE, Owner, State, states
 from launch.store import SweepFolder
@@ -88,6 +88,8 @@ def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
         if not todo:
             print(f"submitted 0 points of {sweep.id}: none failed or is missing")
             return
+        if said := warning(todo):
+            print(said)
         files = {s.entry.index: sweep.config(s.entry.index) for s in todo}
         yamls = {i: file.read_text(errors="replace") for i, file in files.items() if file}
         gone = ", ".join(str(i) for i in files if i not in yamls)

@@ -16,8 +16,8 @@ from launch.settings import Launcher
 
 # What a shell inside a job would hand down to the jobs that it submits.
 _INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "PMI_")
-PING = 10.0  # seconds that a cluster has to answer
 _RANK = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+PING = 10.0  # seconds that a cluster has to answer
 
 
 def available() -> bool:

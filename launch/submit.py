@@ -24,12 +24,12 @@ def where(asked: str) -> str:
         raise ConfigError("there is no sbatch in PATH: load your cluster's module, or choose sweep.where=local")
     if asked != "auto":
         return asked
-    if slurm.available():
-        place, why = (
-            ("slurm", "a cluster answers") if slurm.answers() else ("local", "sbatch, but no cluster answers")
-        )
-    else:
+    if not slurm.available():
         place, why = "local", "no sbatch in PATH"
+    elif not slurm.answers():
+        place, why = "local", "sbatch, but no cluster answers"
+    else:
+        place, why = "slurm", "a cluster answers"
     print(f"sweep.where=auto: {place} ({why})")
     return place
 
