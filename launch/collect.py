@@ -132,7 +132,7 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str, kept: list[
             rest = [f"{_mean([r.metrics for r in g.rows], m):.4g}" for m in others]
             rest += [f"{_mean([r.test for r in g.rows], objective):.4g}", *[_code(g)] * (len(codes) > 1)]
             lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest]) + " |")
-        lines += ["", f"code: {', '.join(codes)}"]
+        lines += ["", f"code: {', '.join(codes)}"] if any(codes) else []
     if groups:
         best = ", ".join(f"{plain(k)}={plain(v)}" for k, v in groups[0].values.items()) or "all seeds"
         runs = " ".join(plain(r.state.entry.run) for r in groups[0].rows)

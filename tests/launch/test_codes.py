@@ -13,9 +13,10 @@ import pytest
 
 from dtrain import source
 from dtrain.config import ConfigError
-from dtrain.files import held, read_json, read_lines
+from dtrain.files import held, read_json, read_lines, write_json
 from launch import codes, collect, jobs, local
-from launch.store import SweepFolder
+from launch.standing import State
+from launch.store import Entry, SweepFolder
 from tests.launch.bench import Bench, bench, still
 from tests.launch.support import ROOT, Project, until
 
@@ -110,6 +111,23 @@ def test_a_run_is_kept_once_for_each_time_and_left_alone_where_that_fails(
     assert sorted(names) == [f"run-{name}" for name in (
         "0.code-unknown", "0.code-unknown.2", "1.code-unknown", "2.code-unknown"
     )]  # fmt: skip
+
+
+def test_a_run_that_other_code_continues_has_both_hashes(tmp_path: Path) -> None:
+    own, other = source.code_hash(), "0123456789ab"
+    assert source.extended_codes(None) == [own]
+    for noted, codes_then in (
+        ([other], [other, own]),
+        ([other, own], [other, own]),
+        ([own, other], [other, own]),
+        (None, ["unknown", own]),
+        (["../x", 7], ["unknown", own]),
+    ):
+        write_json(tmp_path / "environment.json", {"code": noted})
+        assert source.extended_codes(tmp_path) == codes_then
+    write_json(tmp_path / "environment.json", {"code": source.extended_codes(tmp_path)})
+    assert State(Entry(0, {}, "", tmp_path), "stopped", {"step": 1}, None).code == f"unknown+{own}"
+    assert State(Entry(0, {}, "", tmp_path), "pending", {}, None).code == ""
 
 
 def test_a_project_of_its_own_counts_and_neighbours_in_an_environment_do_not(
