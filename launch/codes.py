@@ -43,8 +43,9 @@ def _is_other(state: State, present: str) -> bool:
 
 def warning(found: Iterable[State]) -> str:
     """What to know before points are submitted: how many are of other code than the present; "" if none."""
-    present = code_hash()
-    other = [s for s in found if _is_other(s, present)]
+    begun = [s for s in found if s.code]
+    present = code_hash() if begun else ""
+    other = [s for s in begun if _is_other(s, present)]
     if not other:
         return ""
     return (
