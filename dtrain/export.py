@@ -25,7 +25,7 @@ from dtrain.results import last_evaluations
 from dtrain.tensors import model_state
 from dtrain.trained import WEIGHTS, Trained, load
 
-KEPT = ("versions", "data", "facts")  # of environment.json; the rest is of the machine
+KEPT = ("code", "versions", "data", "facts")  # of environment.json; the rest is of the machine
 
 
 class Encoder(nn.Module):

@@ -33,6 +33,7 @@ from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_te
 from dtrain.followup import Earlier, extended
 from dtrain.init import check_unchanged, recorded, starts
 from dtrain.report.differences import flat
+from dtrain.source import extended_codes
 from dtrain.target import completed
 from dtrain.trainer import Trainer
 from dtrain.world import RanksMissing, World, environment, leave, start
@@ -80,7 +81,12 @@ def run(config: Config, yaml: str) -> int:
         stop = StopSignal(world)
         begun = cache(partial(starts, config, algorithm, world))
         fresh = previous is None and not steps(folder / "checkpoints")
-        about = {"data": content, "facts": asdict(data), "init": [s.record() for s in begun()] if fresh else None}
+        about = {
+            "code": extended_codes(None if fresh else previous.folder if previous else folder),
+            "data": content,
+            "facts": asdict(data),
+            "init": [s.record() for s in begun()] if fresh else None,
+        }
         train, valid, test = build_loaders(config, algorithm, splits, world)
         site = build_site(config, algorithm, train, world, folder, stop)
         evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
@@ -196,7 +202,7 @@ def _open_folder(folder: Path, yaml: str, about: dict[str, Any], world: World, p
             environment = {**_environment(world), **about, "init": noted}
             replace_text(folder / "environment.json", json.dumps(environment, indent=1) + "\n")
             begun = {"kind": "start", "time": time.time(), "restart": not first, "world_size": world.size}
-            append_line(folder / "metrics.jsonl", begun)
+            append_line(folder / "metrics.jsonl", {**begun, "code": about["code"][-1]})
         except OSError as e:
             error = f"{folder}: the run's files cannot be written ({e}); make room, or choose run.root"
         except ConfigError as e:

@@ -21,8 +21,7 @@ from pydantic import BaseModel
 from dtrain.compose import read
 from dtrain.config import Config, ConfigError, run_dir
 from dtrain.files import replace_text
-
-_ROOT = Path(__file__).resolve().parent.parent
+from dtrain.source import ROOT, code_hash
 
 
 class Checker:
@@ -66,7 +65,7 @@ class Checker:
     def _start() -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "launch.check"],
-            cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
 
@@ -117,10 +116,7 @@ def _key(config: Config) -> str:
 
 @functools.cache
 def _code() -> str:
-    digest = hashlib.sha256()
-    for file in sorted((_ROOT / "dtrain").rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+    return code_hash()
 
 
 if __name__ == "__main__":

@@ -20,13 +20,24 @@ if not __package__:  # as a script, Python would look in launch/ only
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dtrain.config import ConfigError
-from dtrain.metrics import larger_is_better
 from dtrain.report.sweep import sweep_page
 from dtrain.results import inert
+from launch.codes import mixed
 from launch.front import Point
 from launch.front import draw as draw_front
 from launch.heatmap import draw
-from launch.results import Row, Setting, axis_values, grouped, read_rows, swept_axes
+from launch.results import (
+    Row,
+    Setting,
+    axis_values,
+    check_metric,
+    default_objective,
+    grouped,
+    kept_rows,
+    kept_settings,
+    read_rows,
+    swept_axes,
+)
 from launch.store import SweepFolder
 from launch.table import number
 
@@ -36,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("sweep", help="a sweep's id")
     parser.add_argument("--dir", type=Path, default=Path("sweeps"), help="folder of the sweeps (default: sweeps)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: the sweep's own)")
-    parser.add_argument("--objective", default="objective", help="metric to judge by (default: objective, Eq. 14)")
+    parser.add_argument("--objective", help="metric to judge by (default: objective, Eq. 14, if there is one)")
     parser.add_argument("--heat", nargs=2, metavar="KEY", help="rows and columns of the heat map, of the swept keys")
     parser.add_argument(
         "--front", nargs=2, metavar="METRIC", action="append", default=[],
@@ -53,16 +64,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def collect(
-    sweep: SweepFolder, out: Path, objective: str, heat: list[str] | None, front: list[list[str]] | None = None
-) -> None:
+    sweep: SweepFolder, out: Path, objective: str | None, heat: list[str] | None,
+    front: list[list[str]] | None = None,
+) -> None:  # fmt: skip
     """Writes the tables and the pictures, and prints the table, the best point and what is missing."""
-    rows = read_rows(sweep)
+    rows, kept = read_rows(sweep), kept_rows(sweep)
+    if objective is None:
+        objective = default_objective(rows)
+        if objective != "objective":
+            print(f"no objective in these results: judged by {objective}; --objective chooses another metric\n")
     groups = grouped(rows, objective)
     axes = swept_axes(sweep, heat)
     points = _points(groups, front or [])
-    out.mkdir(parents=True, exist_ok=True)
-    _write_csv(out / "results.csv", sweep, rows)
-    text = markdown(groups, rows, objective)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(f"--out {out}: is no folder that can be made ({e})") from e
+    _write_csv(out / "results.csv", sweep, [*rows, *kept])
+    text = markdown(groups, rows, objective, kept_settings(kept, objective))
     (out / "results.md").write_text(text)
     print(text)
     files = [out / "results.csv", out / "results.md"]
@@ -91,29 +110,37 @@ def _points(groups: list[Setting], front: list[list[str]]) -> list[Point]:
     """The settings with the means of the metrics asked for. Raises ConfigError for one that no run has."""
     metrics = [m for pair in front for m in pair]
     for metric in metrics:
-        larger_is_better(metric)
+        check_metric("--front", metric)
         if groups and not any(metric in r.metrics for g in groups for r in g.rows):
             raise ConfigError(f"--front {metric}: the runs have {', '.join(sorted(groups[0].rows[0].metrics))}")
     return [Point(g.values, {m: _mean([r.metrics for r in g.rows], m) for m in metrics}) for g in groups]
 
 
-def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
-    """The table, the best point, and the points that are missing."""
-    lines = []
-    if groups:
-        keys = list(groups[0].values)
-        others = [m for m in groups[0].rows[0].metrics if m != objective]
-        seeds = any(len(g.rows) > 1 for g in groups)
+def markdown(groups: list[Setting], rows: list[Row], objective: str, kept: list[Setting] | None = None) -> str:
+    """The table, the best point, and the points that are missing. kept: of other code, which are not judged."""
+    lines, shown = [], [*groups, *(kept or [])]
+    codes = {_code(g): None for g in shown}
+    if shown:
+        keys = list(shown[0].values)
+        others = [m for m in shown[0].rows[0].metrics if m != objective]
+        seeds = any(len(g.rows) > 1 for g in shown)
         head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others, f"test/{objective}"]
+        head += ["code"] * (len(codes) > 1)
         lines += ["| " + " | ".join(map(plain, head)) + " |", "|" + "--|" * len(head)]
-        for g in groups:
+        for g in shown:
             score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
             rest = [f"{_mean([r.metrics for r in g.rows], m):.4g}" for m in others]
-            test = f"{_mean([r.test for r in g.rows], objective):.4g}"
-            lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest, test]) + " |")
+            rest += [f"{_mean([r.test for r in g.rows], objective):.4g}", *[_code(g)] * (len(codes) > 1)]
+            lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest]) + " |")
+        lines += ["", f"code: {', '.join(codes)}"] if any(codes) else []
+    if groups:
         best = ", ".join(f"{plain(k)}={plain(v)}" for k, v in groups[0].values.items()) or "all seeds"
         runs = " ".join(plain(r.state.entry.run) for r in groups[0].rows)
         lines += ["", f"best of {len(groups)} by {objective}: {best} ({groups[0].mean:.6g}) in {runs}"]
+    if kept:
+        lines += ["", f"of other code, kept and not judged: the last {len(kept)} rows"]
+    if said := mixed(r.state for r in rows if r.metrics):
+        lines += ["", said]
     missing = [r.state for r in rows if not r.metrics]
     if missing:
         names = ", ".join(f"{n} {name}" for name, n in Counter(s.name for s in missing).items())
@@ -125,6 +152,10 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def _code(setting: Setting) -> str:
+    return ", ".join({r.state.code: None for r in setting.rows})
+
+
 def _mean(numbers: list[dict[str, float]], metric: str) -> float:
     return statistics.fmean(n.get(metric, math.nan) for n in numbers)
 
@@ -133,12 +164,11 @@ def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
     metrics, tested = sorted({m for r in rows for m in r.metrics}), sorted({m for r in rows for m in r.test})
     with path.open("w", newline="") as f:
         writer = csv.writer(f)
-        writer.writerow(
-            ["index", *sweep.keys, "state", "step", "restarts", *metrics, *(f"test/{m}" for m in tested), "run"]
-        )
+        about = ["state", "step", "restarts", "code"]
+        writer.writerow(["index", *sweep.keys, *about, *metrics, *(f"test/{m}" for m in tested), "run"])
         for row in rows:
             e, status = row.state.entry, row.state.status
-            facts = [row.state.name, status.get("step", 0), row.state.restarts]
+            facts = [row.state.name, status.get("step", 0), row.state.restarts, row.state.code]
             numbers = [*(row.metrics.get(m, "") for m in metrics), *(row.test.get(m, "") for m in tested)]
             writer.writerow([e.index, *(e.values[k] for k in sweep.keys), *facts, *numbers, e.run])
 

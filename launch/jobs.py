@@ -18,6 +18,7 @@ if not __package__:  # as a script, Python would look in launch/ only
 from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import local, slurm, table
+from launch.codes import mixed, warning
 from launch.settings import launcher_from, overridden, program
 from launch.standing import ACTIVE, Owner, State, states
 from launch.store import SweepFolder
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         "rest", nargs="*", metavar="INDEX", help="only these points; for retry also launcher.key=value"
     )
     parser.add_argument("--dir", type=Path, default=Path("sweeps"), help="folder of the sweeps (default: sweeps)")
-    parser.add_argument("--lines", type=int, default=40, help="lines of each log (default: 40)")
+    parser.add_argument("--lines", type=_count, default=40, help="lines of each log (default: 40)")
     args = parser.parse_args(argv)
     try:
         sweep = SweepFolder.open((args.dir / Path(args.sweep).name).absolute())
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "status":
             table.show(chosen, sweep.keys)
             print(table.counts(chosen))
+            if said := mixed(chosen):
+                print(said)
         elif args.command == "logs":
             _logs(chosen, args.lines)
         elif args.command == "retry":
@@ -55,10 +58,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of at least 1")
+    return int(text)
+
+
 def _indices(rest: list[str], sweep: SweepFolder) -> set[int]:
     """The chosen points; all if none is named. Raises ConfigError."""
     words = [a for a in rest if "=" not in a]
-    wrong = [w for w in words if not w.isdigit() or int(w) >= len(sweep.points)]
+    wrong = [w for w in words if not w.isdecimal() or int(w) >= len(sweep.points)]
     if wrong:
         raise ConfigError(f"{wrong[0]}: is not a point of {sweep.id}, which has 0 to {len(sweep.points) - 1}")
     return {int(w) for w in words} or {e.index for e in sweep.points}
@@ -79,6 +88,8 @@ def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
         if not todo:
             print(f"submitted 0 points of {sweep.id}: none failed or is missing")
             return
+        if said := warning(todo):
+            print(said)
         files = {s.entry.index: sweep.config(s.entry.index) for s in todo}
         yamls = {i: file.read_text(errors="replace") for i, file in files.items() if file}
         gone = ", ".join(str(i) for i in files if i not in yamls)

@@ -34,7 +34,7 @@ def gpus() -> list[str]:
 def places(launcher: Launcher, parallel: int | None) -> int:
     """How many runs go on at a time. Raises ConfigError if this machine cannot hold one."""
     if launcher.nodes > 1:
-        raise ConfigError(f"launcher.nodes={launcher.nodes}: there is no sbatch here, and this machine is one node")
+        raise ConfigError(f"launcher.nodes={launcher.nodes}: there is no cluster here, and this machine is one node")
     have = len(gpus())
     if launcher.gpus > have:
         raise ConfigError(f"a run asks for {launcher.gpus} GPUs (launcher.gpus_per_node) and this machine has {have}")

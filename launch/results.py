@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrain.config import ConfigError
-from dtrain.metrics import larger_is_better, order
+from dtrain.metrics import LARGER, SMALLER, family, larger_is_better, order
 from dtrain.results import last_evaluations, metrics_on
+from launch.codes import kept_runs
 from launch.standing import State, states
-from launch.store import SweepFolder
+from launch.store import SweepFolder, read_status
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,53 @@ class Setting:
 
 def read_rows(sweep: SweepFolder) -> list[Row]:
     """Every point with the evaluations of its result, whose metrics a later one adds to."""
-    rows = []
-    for state in states(sweep.points):
-        # An evaluation in mid-training is no result.
-        lines = last_evaluations(state.entry.run) if state.name == "finished" else []
-        rows.append(Row(state, metrics_on("valid", lines), metrics_on("test", lines)))
-    return rows
+    return [_row(state) for state in states(sweep.points)]
+
+
+def _row(state: State) -> Row:
+    # An evaluation in mid-training is no result.
+    lines = last_evaluations(state.entry.run) if state.name in ("finished", "kept") else []
+    return Row(state, metrics_on("valid", lines), metrics_on("test", lines))
+
+
+def kept_rows(sweep: SweepFolder) -> list[Row]:
+    """The results of other code that sweep.code=rerun has kept, the newest of each point and code."""
+    found = [State(entry, "kept", read_status(entry.run), None) for entry in kept_runs(sweep.points)]
+    newest = {(s.code, s.entry.index): s for s in found if s.status.get("state") == "finished"}
+    return [_row(state) for state in newest.values()]
+
+
+def kept_settings(rows: list[Row], objective: str) -> list[Setting]:
+    """As `grouped` for the kept results that have the objective, each code's by themselves."""
+    by_code: dict[str, list[Row]] = {}
+    for row in rows:
+        if objective in row.metrics:
+            by_code.setdefault(row.state.code, []).append(row)
+    return [setting for same in by_code.values() for setting in grouped(same, objective)]
+
+
+def default_objective(rows: list[Row]) -> str:
+    """objective, Eq. 14, if the results have it; else the first of their metrics with a better and a worse."""
+    found = [row.metrics for row in rows if row.metrics]
+    shared = [m for m in found[0] if all(m in other for other in found)] if found else ["objective"]
+    judged = [m for m in shared if family(m) in SMALLER + LARGER]
+    if not judged:
+        known = ", ".join(sorted({m for metrics in found for m in metrics}))
+        raise ConfigError(f"--objective: no metric that is better or worse is in all results; they have {known}")
+    return "objective" if "objective" in judged else judged[0]
+
+
+def check_metric(option: str, metric: str) -> None:
+    """ConfigError, which begins with the option, for a metric that points cannot be judged by."""
+    try:
+        larger_is_better(metric)
+    except ConfigError as e:
+        raise ConfigError(f"{option} {e}") from e
 
 
 def grouped(rows: list[Row], objective: str) -> list[Setting]:
     """Finished points, seeds together, best mean first. Raises ConfigError for an unknown objective."""
-    larger_is_better(objective)
+    check_metric("--objective", objective)
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         if row.metrics and objective not in row.metrics:
@@ -68,6 +105,8 @@ def swept_axes(sweep: SweepFolder, heat: list[str] | None) -> list[str] | None:
     wrong = [k for k in heat or [] if k not in keys]
     if wrong:
         raise ConfigError(f"--heat {wrong[0]}: the sweep varies {', '.join(keys) or 'nothing but the seed'}")
+    if heat and heat[0] == heat[1]:
+        raise ConfigError(f"--heat {heat[0]} {heat[1]}: rows and columns must be two keys")
     return heat or (keys if len(keys) == 2 else None)
 
 

@@ -79,12 +79,14 @@ class Sweep:
     dry_run: bool = False
     # Show a live table until every point has ended.
     wait: bool = False
-    # slurm | local | auto: SLURM where there is sbatch, else this machine.
+    # slurm | local | auto: SLURM where there is sbatch and a cluster answers, else this machine.
     where: str = "auto"
     # Runs at a time on this machine. Not given: as many as fit its GPUs, else its cores.
     parallel: int | None = None
     # Training speed of one run in images/s, for the estimated GPU-hours. Not given: that of earlier runs.
     pilot: float | None = None
+    # warn | rerun: what to do about points of other code: say how many, or begin them anew and keep what there is.
+    code: str = "warn"
 
 
 @dataclass
@@ -185,6 +187,8 @@ def _check_launcher(launcher: Launcher) -> None:
 def _check_sweep(sweep: Sweep) -> None:
     if sweep.where not in ("auto", "slurm", "local"):
         raise ConfigError(f"sweep.where={sweep.where}: allowed: auto, slurm, local")
+    if sweep.code not in ("warn", "rerun"):
+        raise ConfigError(f"sweep.code={sweep.code}: allowed: warn, rerun")
     if sweep.parallel is not None and sweep.parallel < 1:
         raise ConfigError(f"sweep.parallel={sweep.parallel}: must be at least 1")
     if sweep.pilot is not None and not 0 < sweep.pilot < math.inf:

@@ -17,11 +17,17 @@ from launch.settings import Launcher
 # What a shell inside a job would hand down to the jobs that it submits.
 _INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "PMI_")
 _RANK = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+PING = 10.0  # seconds that a cluster has to answer
 
 
 def available() -> bool:
-    """Whether this machine can submit to a cluster."""
+    """Whether this machine has what submits to a cluster."""
     return shutil.which("sbatch") is not None
+
+
+def answers() -> bool:
+    """Whether a cluster's controller answers."""
+    return any(words[-1].endswith(" UP") for words in _ask("scontrol", "ping", timeout=PING) or [])
 
 
 class ArrayExecutor(SlurmExecutor):
@@ -57,10 +63,10 @@ class ArrayExecutor(SlurmExecutor):
         return ["env", *unset, "sbatch", str(submission_file_path)]
 
 
-def _ask(*command: str) -> list[list[str]] | None:
+def _ask(*command: str, timeout: float = 60.0) -> list[list[str]] | None:
     """The |-separated lines of a SLURM command; None if it does not answer."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout)
     except (OSError, subprocess.SubprocessError):
         return None
     return [line.split("|") for line in answer.stdout.splitlines()]

@@ -11,6 +11,7 @@ from typing import Any
 
 from dtrain.config import ConfigError
 from dtrain.files import read_json, read_lines
+from dtrain.source import codes
 from launch import local, slurm
 from launch.store import Entry, Submission, fresh, read_status, touched
 
@@ -48,6 +49,11 @@ class State:
     def restarts(self) -> int:
         """Starts after the first, as the metrics record them."""
         return max(0, sum(m.get("kind") == "start" for m in read_lines(self.entry.run / "metrics.jsonl")) - 1)
+
+    @property
+    def code(self) -> str:
+        """The hash of the code that made it what it is, a+b where b has continued a's; "" before it has begun."""
+        return "+".join(codes(self.entry.run)) if self.status else ""
 
 
 def states(points: Iterable[Entry]) -> list[State]:

@@ -1,8 +1,8 @@
 """What a sweep keeps on disk: sweeps/<id>/ with sweep.json, and one folder for each submission of its points.
 
 submissions/<n>/submission.json, points/<index>.yaml (frozen configurations), points/<index>.events (what happened
-to the point, one JSON line each), alive (touched by a local scheduler while it lives); code/<hash>/ (the code that
-jobs run), logs/<index>.log.
+to the point, one JSON line each), alive (touched by a local scheduler while it lives); code/<hash>-<hash>/ (the
+code that jobs run), logs/<index>.log.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dtrain.config import CONFIGS, ConfigError
+from dtrain.config import ConfigError
 from dtrain.files import append_line, read_json, read_lines, write_json
+from dtrain.source import ROOT, beside, code_hash, digest
 from launch.points import Point
 from launch.settings import program
 
-ROOT = Path(__file__).resolve().parent.parent
 FRESH = 30.0  # seconds that a heartbeat counts
 SKEW = 5.0  # seconds that another machine's clock may be ahead
 _CODE = ("dtrain", "dtrain/configs", "launch", "data_prep")
@@ -140,7 +140,7 @@ class SweepFolder:
             there = False
         if not there:
             names = sorted(p.parent.name for p in path.parent.glob("*/sweep.json"))
-            raise ConfigError(f"no sweep {path.name} in {path.parent}; it has: {', '.join(names) or 'none'}")
+            raise ConfigError(f"no sweep {path.name} in --dir {path.parent}; it has: {', '.join(names) or 'none'}")
         content = read_json(path / "sweep.json")
         try:
             keys, points = content["keys"], [Entry(**{**p, "run": Path(p["run"])}) for p in content["points"]]
@@ -218,14 +218,14 @@ def open_sweep(path: Path, points: list[Point], command: list[str]) -> SweepFold
 
 
 def snapshot(sweep: Path) -> Path:
-    """Copies the code to <sweep>/code/<hash>, so that editing the source does not change jobs that still wait."""
-    files = sorted(ROOT.glob("*.py")) if CONFIGS.is_symlink() else []  # of a checkout, not of site-packages
+    """Copies the code to <sweep>/code/<hash>-<hash>, so that editing the source does not change jobs that still wait.
+
+    The first is that of `code_hash`, which runs note; the second one of all files, configurations and launcher too.
+    """
+    files = beside()
     for folder in _CODE:
         files += sorted(p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
-    target = sweep / "code" / digest.hexdigest()[:12]
+    target = sweep / "code" / f"{code_hash()}-{digest(files)}"
     if not target.exists():
         work = target.with_name(f".{target.name}.{os.getpid()}")
         for file in files:

@@ -19,10 +19,19 @@ from launch.store import Submission, SweepFolder, read_status, snapshot
 
 
 def where(asked: str) -> str:
-    """slurm or local, for sweep.where. Raises ConfigError if SLURM is asked for and not there."""
+    """slurm or local, for sweep.where; says what auto chose. ConfigError if SLURM is asked for and not there."""
     if asked == "slurm" and not slurm.available():
         raise ConfigError("there is no sbatch in PATH: load your cluster's module, or choose sweep.where=local")
-    return ("slurm" if slurm.available() else "local") if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    if not slurm.available():
+        place, why = "local", "no sbatch in PATH"
+    elif not slurm.answers():
+        place, why = "local", "sbatch, but no cluster answers"
+    else:
+        place, why = "slurm", "a cluster answers"
+    print(f"sweep.where=auto: {place} ({why})")
+    return place
 
 
 def to_submit(states: list[State]) -> list[State]:

@@ -4,6 +4,7 @@ python launch/sweep.py -m model=stackedwae lambda=grid                  the pape
 python launch/sweep.py -m seed='range(0,5)' experiment=quickstart --dry-run
 python launch/sweep.py -m … launcher=gpu launcher.partition=a100        resources: configs/launcher/, launcher.*
 python launch/sweep.py -m … sweep.wait=true                             stay, with a live table
+python launch/sweep.py -m … sweep.code=rerun                            begin anew what other code has made
 
 Hydra's multirun syntax: lists, range(), choice(), glob(), and files with hydra.sweeper.params. The same command
 again submits only what is missing or failed.
@@ -21,6 +22,7 @@ if not __package__:  # as a script, Python would look in launch/ only
 from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import table
+from launch.codes import kept, outdated, warning
 from launch.points import Point, make_points
 from launch.settings import Settings, program, read_settings, sweeps_folder
 from launch.standing import State, states
@@ -64,6 +66,8 @@ def run(settings: Settings, argv: list[str]) -> int:
         if {e.signature for e in entries} != set(by_signature):
             raise ConfigError(f"{path / 'sweep.json'} is damaged: it holds other points; remove it and try again")
         found = states(entries)
+        if settings.sweep.code == "rerun":
+            found = outdated(found)
         todo = to_submit(found)
         _plan(settings, path.name, place, found, {e.index: by_signature[e.signature] for e in entries}, collapsed)
         if settings.sweep.dry_run:
@@ -71,7 +75,8 @@ def run(settings: Settings, argv: list[str]) -> int:
         sweep = open_sweep(path, points, argv)
         if todo:
             yamls = {s.entry.index: by_signature[s.entry.signature].yaml for s in todo}
-            submission = submit(sweep, yamls, launcher, place, settings.sweep.parallel)
+            with kept(todo):
+                submission = submit(sweep, yamls, launcher, place, settings.sweep.parallel)
             what = (
                 f"array {submission.job}" if place == "slurm" else f"{submission.parallel} at a time on this machine"
             )
@@ -99,6 +104,8 @@ def _plan(
         print("  " + " ".join(f"{k}={v}" for k, v in launcher.public().items()))
         cost = estimate(todo, {i: p.config for i, p in points.items()}, launcher, settings.sweep.pilot)
         print(f"  estimate: {cost}")
+    if said := warning(found):
+        print(said)
     if settings.sweep.dry_run:
         table.show(found, list(found[0].entry.values))
         print("dry run: nothing was submitted")

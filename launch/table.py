@@ -33,7 +33,7 @@ def number(value: Any) -> str:
 def table(found: list[State], keys: list[str]) -> Table:
     """One row for each point: its values, where it stands, and why it waits or failed."""
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("#", *keys, "state", "step", "loss", "ETA", "restarts", ""):
+    for title in ("#", *keys, "state", "step", "loss", "ETA", "restarts", "code", ""):
         view.add_column(title, overflow="fold")
     for s in found:
         running = s.name == "running"
@@ -46,6 +46,7 @@ def table(found: list[State], keys: list[str]) -> Table:
             number(s.status["loss"]) if "loss" in s.status else "",
             duration(s.status["eta_s"]) if running and s.status.get("eta_s") is not None else "",
             str(s.restarts or ""),
+            s.code,
             s.note,
         ]
         # Plain text: a value or an error may hold what rich would read as markup.

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="RUN|SWEEP")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in the folder")
     parser.add_argument("--model", action="append", default=[], help="module of a run's model outside dtrain.models")
-    parser.add_argument("--objective", default="objective", help="metric that a sweep is judged by")
+    parser.add_argument("--objective", help="metric that a sweep is judged by (default: objective, if there is one)")
     parser.add_argument("--watch", action="store_true", help="renew a sweep's report until its points have ended")
     parser.add_argument("--every", type=float, default=30, metavar="SECONDS", help="of --watch (default: 30)")
     arguments = parser.parse_args(argv)

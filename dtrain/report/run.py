@@ -18,6 +18,7 @@ from dtrain.report.differences import differences, started_by, words
 from dtrain.report.page import write
 from dtrain.report.series import Line, curves, evaluation_panels, panels, step_of
 from dtrain.results import last_evaluations, metrics_on, number
+from dtrain.source import codes
 
 POINTS = 1000  # of a curve
 LARGEST_PICTURE = 2**24  # bytes
@@ -73,6 +74,7 @@ def about(folder: Path, lines: list[Line], environment: Line, status: Line) -> l
         "last sign": _clock(status.get("time")),
         kind: f"{spent:.4g}",
         "images/s": f"{statistics.median(speeds):,.0f}" if speeds else "",
+        "code": " then ".join(codes(folder)),
         "device": f"{environment.get('device', 'unknown')}, processes: {environment.get('world_size', '?')}",
         "command": shlex.join(["python", "-m", "dtrain", *words(environment.get("command"))[1:]]),
     }
@@ -146,7 +148,8 @@ def _events(lines: list[Line]) -> list[tuple[int, str, str]]:
             starts += 1
             if starts > 1:
                 size = line.get("world_size", "?")
-                events.append((step, "restart", f"{_clock(line.get('time'))} with {size} processes".strip()))
+                code = f", code {line['code']}" if "code" in line else ""
+                events.append((step, "restart", f"{_clock(line.get('time'))} with {size} processes{code}".strip()))
         elif kind == "stage" or kind not in ORDINARY:
             events.append((step, kind, str(line.get("message", ""))))
     return events

@@ -17,8 +17,20 @@ from dtrain.report.differences import words
 from dtrain.report.page import write
 from dtrain.report.series import Curve, curves
 from dtrain.results import number
+from launch.codes import mixed
 from launch.heatmap import cells
-from launch.results import Row, Setting, axis_values, grouped, read_rows, swept_axes, without_seed
+from launch.results import (
+    Row,
+    Setting,
+    axis_values,
+    default_objective,
+    grouped,
+    kept_rows,
+    kept_settings,
+    read_rows,
+    swept_axes,
+    without_seed,
+)
 from launch.standing import ACTIVE, State
 from launch.store import SweepFolder
 from launch.table import counts
@@ -28,29 +40,32 @@ VALUES = 4000  # of all points' curves of a metric together
 LOG_LINES, LOG_BYTES = 20, 8192  # of the end of a failed point's log
 
 
-def sweep_page(folder: Path, out: Path, objective: str = "objective", every: float | None = None) -> bool:
+def sweep_page(folder: Path, out: Path, objective: str | None = None, every: float | None = None) -> bool:
     """Writes the page of a sweep; whether points are waiting or running.
 
-    every: seconds after which an open page is read again while points are. ConfigError for another objective than the
-    runs have, or a damaged sweep.
+    objective: not given, that of `default_objective`. every: seconds after which an open page is read again while
+    points are. ConfigError for another objective than the runs have, or a damaged sweep.
     """
     sweep = SweepFolder.open(folder)
-    rows = read_rows(sweep)
+    rows, kept = read_rows(sweep), kept_rows(sweep)
+    objective = objective or default_objective(rows)
     groups = grouped(rows, objective)
     states = [row.state for row in rows]
     active = any(s.name in ACTIVE for s in states)
     keys = [k for k in sweep.keys if k != "seed"]
     metrics = [m for m in dict.fromkeys(m for row in rows for m in row.metrics) if m != objective]
-    costs = {row.state.entry.index: _costs(row.state) for row in rows}
+    costs = {row.state.entry.run: _costs(row.state) for row in [*rows, *kept]}
     values = {
         "name": sweep.id,
         "command": shlex.join(["python", "launch/sweep.py", *words(read_json(folder / "sweep.json").get("command"))]),
         "counts": counts(states),
+        "warning": mixed(row.state for row in rows if row.metrics),
         "best": groups[0] if groups else None,
         "objective": objective,
         "larger": larger_is_better(objective),
-        "head": [*keys, "state", objective, f"test/{objective}", "hours", "images/s", "runs", *metrics],
-        "table": [_cells(g, rows, keys, metrics, objective, costs, out) for g in _settings(groups, rows)],
+        "head": [*keys, "state", objective, f"test/{objective}", "hours", "images/s", "code", "runs", *metrics],
+        "table": [_cells(g, rows, keys, metrics, objective, costs, out) for g in _settings(groups, rows)]
+        + [_cells(g, g.rows, keys, metrics, objective, costs, out) for g in kept_settings(kept, objective)],
         "failures": [_failure(s) for s in states if s.name in ("failed", "lost")],
         "cost": _total(costs),
         "refresh": int(every) if every and active else None,
@@ -77,17 +92,18 @@ def _settings(groups: list[Setting], rows: list[Row]) -> list[Setting]:
 
 def _cells(
     setting: Setting, rows: list[Row], keys: list[str], metrics: list[str], objective: str,
-    costs: dict[int, tuple[str, float, float | None]], out: Path,
+    costs: dict[Path, tuple[str, float, float | None]], out: Path,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row of the table: text, sort (what a column is sorted by) and links of each cell."""
     same = [row for row in rows if without_seed(row) == setting.values]
-    spent = [costs[row.state.entry.index] for row in same]
+    spent = [costs[row.state.entry.run] for row in same]
     speeds = [speed for _, _, speed in spent if speed is not None]
     found = [_cell(setting.values[k]) for k in keys]
     found.append(_cell(_state([row.state for row in same])))
     found.append(_spread([row.metrics[objective] for row in same if objective in row.metrics]))
     found.append(_spread([row.test[objective] for row in same if objective in row.test]))
     found += [_cell(sum(h for _, h, _ in spent)), _cell(statistics.fmean(speeds) if speeds else None)]
+    found.append(_cell(", ".join(dict.fromkeys(filter(None, (row.state.code for row in same))))))
     links = [(row.state.entry.run.name, _link(row.state.entry.run, out)) for row in same]
     found.append({"text": "", "sort": links[0][0], "links": links})
     return found + [_spread([row.metrics[m] for row in same if m in row.metrics]) for m in metrics]
@@ -125,7 +141,7 @@ def _costs(state: State) -> tuple[str, float, float | None]:
     return *hours(lines, read_json(run / "environment.json")), statistics.median(speeds) if speeds else None
 
 
-def _total(costs: dict[int, tuple[str, float, float | None]]) -> str:
+def _total(costs: dict[Path, tuple[str, float, float | None]]) -> str:
     kinds: Counter[str] = Counter()
     for kind, spent, _ in costs.values():
         kinds[kind] += spent  # type: ignore[assignment]

@@ -38,6 +38,7 @@ def grid(project: Project) -> SweepFolder:
         printed += shell.stdout.readline()
     os.killpg(shell.pid, 9)
     shell.wait()
+    assert "sweep.where=auto: slurm (a cluster answers)" in printed
     sweep = project.id_of(printed)
     early = project("collect.py", sweep)
     assert "missing: " in early and "of 25 points" in early

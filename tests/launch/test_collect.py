@@ -17,7 +17,8 @@ from PIL import Image
 
 from dtrain.config import ConfigError
 from dtrain.files import append_line, locked
-from launch.collect import collect, grouped, read_rows
+from launch import jobs
+from launch.collect import collect, grouped, main, read_rows
 from launch.front import Point, front
 from launch.heatmap import cells, draw
 from launch.points import make_points
@@ -87,6 +88,43 @@ def test_the_winner_is_the_validation_splits_and_the_test_splits_numbers_stand_b
     assert "| model.lambda_rec | objective | test/objective |" in (tmp_path / "out" / "results.md").read_text()
     with pytest.raises(ConfigError, match="no known family"):
         collect(sweep, tmp_path / "out", "test/objective", None)
+
+
+def test_results_without_an_objective_are_judged_by_another_metric_and_wrong_options_are_named(
+    tmp_path: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = made(tmp_path, shards, "model.lambda_rec=.1,.5", "model.lambda_match=1,2")
+    collect(sweep, tmp_path / "out", None, None)  # there is no result yet
+    finish(sweep.points[0].run, confidence=1.0, **{"explained/level1": 0.4, "mse/level1": 1.0})
+    finish(sweep.points[2].run, **{"explained/level1": 0.6, "mse/level1": 2.0})
+    collect(sweep, tmp_path / "out", None, None)
+    printed = capsys.readouterr().out
+    assert "no objective in these results: judged by explained/level1" in printed
+    assert "best of 2 by explained/level1: model.lambda_rec=0.5" in printed
+    assert "explained/level1" in (tmp_path / "out" / "report.html").read_text()
+    finish(sweep.points[1].run, **{"fid/digits/prior": 9.0})
+    known = "confidence, explained/level1, fid/digits/prior, mse/level1"
+    folder = ["--dir", str(tmp_path)]
+    (tmp_path / "file").touch()
+    for option, said in (
+        ([], f"--objective: no metric that is better or worse is in all results; they have {known}"),
+        (["--objective", "score"], "--objective score: is of no known family"),
+        (["--objective", "confidence"], "--objective confidence: has no better and worse"),
+    ):
+        assert main([sweep.id, *folder, *option]) == 2 and f"collect: {said}" in capsys.readouterr().err
+    (sweep.points[1].run / "status.json").unlink()
+    for option, said in (
+        (["--front", "mse/level1", "score"], "--front score: is of no known family"),
+        (["--heat", "seed", "model.lambda_rec"], "--heat seed: the sweep varies"),
+        (["--heat", *["model.lambda_rec"] * 2], "--heat model.lambda_rec model.lambda_rec: rows and columns must be"),
+        (["--out", str(tmp_path / "file")], f"--out {tmp_path / 'file'}: is no folder that can be made"),
+        (["--dir", str(tmp_path / "none")], f"no sweep {sweep.id} in --dir {tmp_path / 'none'}; it has: none"),
+    ):
+        assert main([sweep.id, *folder, *option]) == 2 and f"collect: {said}" in capsys.readouterr().err
+    assert jobs.main(["status", sweep.id, "²", *folder]) == 2 and "²: is not a point" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        jobs.main(["logs", sweep.id, "--lines=0", *folder])
+    assert "argument --lines: 0: must be a number of at least 1" in capsys.readouterr().err
 
 
 def test_a_diverged_run_is_never_best(tmp_path: Path, shards: Path) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from dtrain.files import read_json, read_lines
-from launch import local
+from launch import local, slurm
 from launch.store import Submission, SweepFolder
+from launch.submit import where
 from tests.launch.support import Project, tasks, until
 from tests.runs import write_shades
 
@@ -115,3 +116,25 @@ def test_more_than_this_machine_has_is_refused(project: Project) -> None:
     )
     assert "no sbatch in PATH" in project("sweep.py", "-m", "seed=1,2", "sweep.where=slurm", check=2)
     assert not (project.path / "runs").exists()
+
+
+def test_auto_takes_slurm_only_where_a_cluster_answers_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(slurm, "PING", 2.0)
+    found = []
+    for answer in (
+        "echo 'Slurmctld(primary) at one is DOWN'; echo 'Slurmctld(backup) at two is UP'",
+        "echo 'Slurmctld(primary) at one is DOWN'",
+        "echo 'scontrol: fatal: Could not establish a configuration source' >&2; exit 1",
+        "exec sleep 60",
+    ):
+        for name, does in (("sbatch", "exit 1"), ("scontrol", answer)):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+            (tmp_path / name).chmod(0o755)
+        found.append(where("auto"))
+    assert found == ["slurm", "local", "local", "local"]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "sweep.where=auto: slurm (a cluster answers)"
+    assert set(said[1:]) == {"sweep.where=auto: local (sbatch, but no cluster answers)"}
