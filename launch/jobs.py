@@ -105,7 +105,7 @@ def _cancel(found: list[State]) -> None:
         submission, indices = group[0].submission, [o.index for o in group]
         if submission.where == "local":
             local.cancel(submission, indices)
-        elif submission.job and not slurm.cancel(submission.job, indices):
+        elif submission.job and not slurm.cancel(*(f"{job}_{task}" for job, task in map(submission.task, indices))):
             print(f"scancel failed: of job {submission.job}, what runs goes on; what waits will not start")
     print(f"cancelled {len(owned)} points; running ones save first")
     strays = [str(s.entry.run) for s in found if s.name in ACTIVE and not s.owner]

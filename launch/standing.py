@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dtrain.config import ConfigError
-from dtrain.files import read_json, read_lines
-from launch import local, slurm
+from dtrain.files import locked, read_json, read_lines
+from launch import arrays, local, slurm
 from launch.store import Entry, Submission, fresh, read_status, touched
 
 SUBMITTING = 60.0  # seconds that sbatch may take to say which job it has made
@@ -70,7 +70,10 @@ def _submission(path: Path) -> Submission | None:
     with contextlib.suppress(ConfigError):
         submission = Submission.open(path)
         if submission.where == "slurm" and not submission.job:
-            submission = submission.started_as(slurm.find(path))
+            with locked(path.parents[2] / "lock", wait=False) as idle:  # else it is being submitted, array by array
+                found, submission = arrays.find(path), Submission.open(path)
+                if not submission.job:
+                    submission = submission.started_as(found) if idle else replace(submission, job=found)
         return submission
     return None
 
@@ -87,7 +90,7 @@ class _Live:
 
     @cached_property
     def _accounts(self) -> dict[tuple[str, int], str]:
-        return slurm.accounting([s.job for s in self._submissions if s.where == "slurm"])
+        return slurm.accounting([job for s in self._submissions if s.where == "slurm" for job, _ in s.arrays])
 
     @cached_property
     def _alive(self) -> dict[Path, bool]:
@@ -107,12 +110,13 @@ class _Live:
             return ("PENDING", "being submitted") if young and not cancelled else None
         if self._queue is None:  # a job that starts later looks at the mark itself
             return ("PENDING", "squeue does not answer") if last != "end" and not cancelled else None
-        found = self._queue.get((owner.submission.job, owner.index))
+        found = self._queue.get(owner.submission.task(owner.index))
         return None if found and found[0] == "COMPLETING" and last == "end" else found
 
     def account(self, owner: Owner) -> str | None:
         """The last state that SLURM's accounting knows."""
-        return self._accounts.get((owner.submission.job, owner.index)) if owner.submission.where == "slurm" else None
+        on_slurm = owner.submission.where == "slurm"
+        return self._accounts.get(owner.submission.task(owner.index)) if on_slurm else None
 
 
 def _state(entry: Entry, owner: Owner | None, live: _Live) -> State:

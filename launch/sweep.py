@@ -73,7 +73,9 @@ def run(settings: Settings, argv: list[str]) -> int:
             yamls = {s.entry.index: by_signature[s.entry.signature].yaml for s in todo}
             submission = submit(sweep, yamls, launcher, place, settings.sweep.parallel)
             what = (
-                f"array {submission.job}" if place == "slurm" else f"{submission.parallel} at a time on this machine"
+                f"array{'s' * (len(submission.arrays) > 1)} {submission.job}"
+                if place == "slurm"
+                else f"{submission.parallel} at a time on this machine"
             )
             print(f"submitted {len(todo)} points of {sweep.id}: {what}")
         else:
