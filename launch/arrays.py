@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 from dtrain.config import ConfigError
 from launch import slurm
-from launch.settings import Launcher
+from launch.settings import Launcher, launcher_from
 from launch.store import Submission
 
 
@@ -26,9 +25,10 @@ def submit(submission: Submission, launcher: Launcher, code: Path) -> str:
         for number, (first, tasks) in enumerate(parts.items()):
             share = len(range(number % lanes, launcher.array_parallelism, lanes))
             after = f"afterany:{jobs[number - lanes]}" if number >= lanes else None
-            dependency = ",".join(filter(None, [launcher.dependency, after])) or None
-            own = replace(launcher, array_parallelism=share, dependency=dependency)
-            jobs.append(_submit(submission, own, first, tasks, code, alone=len(parts) == 1))
+            own = launcher.public() | {"array_parallelism": share}
+            if after:
+                own["dependency"] = ",".join(filter(None, [launcher.dependency, after]))
+            jobs.append(_submit(submission, launcher_from(own), first, tasks, code, alone=len(parts) == 1))
     except ConfigError:
         if jobs:
             slurm.cancel(*jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrain.config import ConfigError
-from dtrain.files import locked, read_json, read_lines
+from dtrain.files import locked, read_json
 from launch import arrays, local, slurm
 from launch.store import Entry, Submission, fresh, read_status, touched
 
@@ -30,6 +31,15 @@ class Owner:
         """What the run's jobs printed."""
         return self.submission.log(self.index)
 
+    def tail(self, lines: int) -> list[str]:
+        """The last lines of the log, as far as they have 1 KiB on average; [] if there is none."""
+        try:
+            with self.log.open("rb") as f:
+                f.seek(max(0, f.seek(0, os.SEEK_END) - 1024 * lines))
+                return f.read().decode(errors="replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
 
 @dataclass(frozen=True)
 class State:
@@ -46,8 +56,14 @@ class State:
 
     @property
     def restarts(self) -> int:
-        """Starts after the first, as the metrics record them."""
-        return max(0, sum(m.get("kind") == "start" for m in read_lines(self.entry.run / "metrics.jsonl")) - 1)
+        """Starts after the first, by the run's heartbeat."""
+        return max(0, self.status.get("starts", 1) - 1)
+
+    @property
+    def hours(self) -> float | None:
+        """By the clock, of all starts together; None before the first heartbeat."""
+        seconds = self.status.get("seconds")
+        return None if seconds is None else seconds / 3600
 
 
 def states(points: Iterable[Entry]) -> list[State]:
@@ -156,7 +172,5 @@ def _error(status: dict[str, Any], owner: Owner | None) -> str:
     """The run's own words, else the last line of its log."""
     if status.get("error"):
         return str(status["error"])
-    if owner is None or not owner.log.is_file():
-        return ""
-    lines = [line for line in owner.log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in owner.tail(100) if line.strip()] if owner else []
     return lines[-1].strip() if lines else ""

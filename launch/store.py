@@ -30,7 +30,8 @@ _CODE = ("dtrain", "dtrain/configs", "launch", "data_prep")
 # What must be in a submission.json, and what may be in a status.json.
 _FIELDS = {"where": str, "indices": list, "launcher": dict, "job": str, "host": str, "parallel": int}
 _JOB = r"|[^ +]+(\+[0-9]+)?( [^ +]+\+[0-9]+)*"
-_TEXTS, _COUNTS, _NUMBERS = ("state", "error"), ("step", "max_steps"), ("time", "eta_s", "images_per_s")
+_TEXTS, _COUNTS = ("state", "error"), ("step", "max_steps", "starts")
+_NUMBERS = ("time", "eta_s", "images_per_s", "seconds")
 
 
 def fresh(when: float, seconds: float = FRESH) -> bool:
