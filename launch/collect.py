@@ -8,13 +8,13 @@ the sweep still runs, and says which points are missing. dtrain/metrics.py knows
 from __future__ import annotations
 
 import argparse
-import csv
 import math
-import statistics
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 if not __package__:  # as a script, Python would look in launch/ only
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,10 +23,11 @@ from dtrain.config import ConfigError
 from dtrain.metrics import larger_is_better
 from dtrain.report.sweep import sweep_page
 from dtrain.results import inert
+from dtrain.results import markdown as as_markdown
 from launch.front import Point
 from launch.front import draw as draw_front
 from launch.heatmap import draw
-from launch.results import Row, Setting, axis_values, grouped, read_rows, swept_axes
+from launch.results import Row, Setting, axis_values, frame_of, grouped, read_rows, swept_axes
 from launch.store import SweepFolder
 from launch.table import number
 
@@ -94,7 +95,7 @@ def _points(groups: list[Setting], front: list[list[str]]) -> list[Point]:
         larger_is_better(metric)
         if groups and not any(metric in r.metrics for g in groups for r in g.rows):
             raise ConfigError(f"--front {metric}: the runs have {', '.join(sorted(groups[0].rows[0].metrics))}")
-    return [Point(g.values, {m: _mean([r.metrics for r in g.rows], m) for m in metrics}) for g in groups]
+    return [Point(g.values, {m: g.means[m] for m in metrics}) for g in groups]
 
 
 def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
@@ -104,13 +105,13 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
         keys = list(groups[0].values)
         others = [m for m in groups[0].rows[0].metrics if m != objective]
         seeds = any(len(g.rows) > 1 for g in groups)
-        head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others, f"test/{objective}"]
-        lines += ["| " + " | ".join(map(plain, head)) + " |", "|" + "--|" * len(head)]
+        cells = []
         for g in groups:
             score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
-            rest = [f"{_mean([r.metrics for r in g.rows], m):.4g}" for m in others]
-            test = f"{_mean([r.test for r in g.rows], objective):.4g}"
-            lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest, test]) + " |")
+            rest = [_cell(g, m, seeds) for m in (*others, f"test/{objective}")]
+            cells.append([*(number(g.values[k]) for k in keys), score, *rest])
+        head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others, f"test/{objective}"]
+        lines += [as_markdown(pd.DataFrame(cells, columns=head)).rstrip()]
         best = ", ".join(f"{plain(k)}={plain(v)}" for k, v in groups[0].values.items()) or "all seeds"
         runs = " ".join(plain(r.state.entry.run) for r in groups[0].rows)
         lines += ["", f"best of {len(groups)} by {objective}: {best} ({groups[0].mean:.6g}) in {runs}"]
@@ -125,22 +126,19 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _mean(numbers: list[dict[str, float]], metric: str) -> float:
-    return statistics.fmean(n.get(metric, math.nan) for n in numbers)
+def _cell(setting: Setting, metric: str, seeds: bool) -> str:
+    mean, std = setting.means.get(metric, math.nan), setting.stds.get(metric, math.nan)
+    return f"{mean:.4g} ± {std:.2g}" if seeds else f"{mean:.4g}"
 
 
 def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
-    metrics, tested = sorted({m for r in rows for m in r.metrics}), sorted({m for r in rows for m in r.test})
-    with path.open("w", newline="") as f:
-        writer = csv.writer(f)
-        writer.writerow(
-            ["index", *sweep.keys, "state", "step", "restarts", *metrics, *(f"test/{m}" for m in tested), "run"]
-        )
-        for row in rows:
-            e, status = row.state.entry, row.state.status
-            facts = [row.state.name, status.get("step", 0), row.state.restarts]
-            numbers = [*(row.metrics.get(m, "") for m in metrics), *(row.test.get(m, "") for m in tested)]
-            writer.writerow([e.index, *(e.values[k] for k in sweep.keys), *facts, *numbers, e.run])
+    """The frame. nan is a number that a finished point has not, or that is none; others' numbers are empty."""
+    frame = frame_of(rows, sweep.keys)
+    numbers = sorted({m for row in rows for m in row.numbers})
+    done = frame["index"].isin([row.state.entry.index for row in rows if row.metrics])
+    frame = frame.astype(dict.fromkeys(numbers, object))
+    frame.loc[done, numbers] = frame.loc[done, numbers].fillna("nan")
+    frame.to_csv(path, index=False)
 
 
 if __name__ == "__main__":

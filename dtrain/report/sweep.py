@@ -72,7 +72,7 @@ def _settings(groups: list[Setting], rows: list[Row]) -> list[Setting]:
     for row in rows:
         if (key := tuple(without_seed(row).items())) not in known:
             others.setdefault(key, []).append(row)
-    return [*groups, *(Setting(dict(key), same, float("nan"), 0.0) for key, same in others.items())]
+    return [*groups, *(Setting(dict(key), same, float("nan"), 0.0, {}, {}) for key, same in others.items())]
 
 
 def _cells(
