@@ -195,9 +195,13 @@ def load(path: Path) -> DictConfig:
 
 def typed(cfg: DictConfig) -> Config:
     """Types and ranges of every key but the model's arguments, which need torch. Raises ConfigError."""
+    return parse(resolved(cfg))
+
+
+def resolved(cfg: DictConfig) -> Any:
+    """The values that the configuration's references stand for in their place. Raises ConfigError."""
     with no_environment():
-        content = OmegaConf.to_container(cfg, resolve=True)
-    return parse(content)
+        return OmegaConf.to_container(cfg, resolve=True)
 
 
 def read(cfg: DictConfig) -> Config:

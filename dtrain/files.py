@@ -72,14 +72,17 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
         f.write((b"" if whole else b"\n") + json.dumps(content).encode() + b"\n")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file but for lines cut short, damaged or being written; [] if there is none."""
+def read_lines(path: Path, holding: bytes = b"") -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file but for lines cut short, damaged or being written; [] if there is none.
+
+    holding: only of lines in which this occurs, which saves reading the others.
+    """
     try:
         whole = path.read_bytes().split(b"\n")[:-1]
     except OSError:
         return []
     lines = []
-    for line in whole:
+    for line in (w for w in whole if holding in w):
         with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]

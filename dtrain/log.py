@@ -16,7 +16,7 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dtrain.config import HeldOut
-from dtrain.files import append_line, drop_after, write_json
+from dtrain.files import append_line, drop_after, read_json, write_json
 from dtrain.metrics import member, table
 
 if TYPE_CHECKING:
@@ -37,23 +37,35 @@ class Log:
     def __init__(self, run_dir: Path, max_steps: int, main: bool) -> None:
         self.run_dir, self.max_steps, self.main = run_dir, max_steps, main
         self.status: dict[str, Any] = {"state": "running", "step": 0, "max_steps": max_steps}
+        self._begun, self._before = time.monotonic(), 0.0  # of this start; seconds of the starts before it
         self._heartbeat = 0.0
         self._said: set[str] = set()  # what went wrong with writing
         self._board: SummaryWriter | None = None
         self._bar: Progress | None = None
 
     def start(self, step: int, bar: bool = True) -> None:
-        """Opens the TensorBoard events and, on a terminal, the progress bar, after so many steps. bar: unless not."""
+        """Counts the start, opens the TensorBoard events and, on a terminal, the progress bar, after so many steps.
+
+        bar: unless not.
+        """
         if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        self._count()
         self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
         if bar and sys.stdout.isatty():
             self._bar = Progress(*COLUMNS)
             texts: dict[str, Any] = {"epoch": 0, "loss": "-", "speed": "-"}
             self._task = self._bar.add_task("train", total=self.max_steps, completed=step, **texts)
             self._bar.start()
+
+    def _count(self) -> None:
+        """Goes on from the last heartbeat in counting the starts, and the seconds of all of them together."""
+        before = read_json(self.run_dir / "status.json")
+        starts, seconds = before.get("starts"), before.get("seconds")
+        self.status["starts"] = 1 + (starts if isinstance(starts, int) else 0)
+        self._before = seconds if isinstance(seconds, int | float) else 0.0
 
     def line(self, text: str) -> None:
         """A message to the person watching."""
@@ -145,11 +157,15 @@ class Log:
             self._board._get_file_writer().add_summary(summary, step)
 
     def beat(self, step: int, every: float = 2.0, **changes: Any) -> None:
-        """Refreshes status.json, at most every `every` seconds unless something changed."""
+        """Refreshes status.json, at most every `every` seconds unless something changed.
+
+        In it, starts and seconds are of all starts of the run, and images_per_s and eta_s are the last log line's.
+        """
         now = time.monotonic()
         if self.main and (changes or now - self._heartbeat >= every):
             self._heartbeat = now
-            self.status |= {"step": step, "time": time.time(), **changes}
+            seconds = round(self._before + now - self._begun, 1)
+            self.status |= {"step": step, "time": time.time(), "seconds": seconds, **changes}
             with self._writing():
                 write_json(self.run_dir / "status.json", self.status)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtrain.files import read_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NOT_METRICS = ("kind", "step", "time", "split", "epoch")
 
 
 def last_evaluations(run: Path) -> list[dict[str, Any]]:
     """The lines of the run folder's last evaluated step, on every split; [] if it was never evaluated."""
-    lines = [m for m in read_lines(run / "metrics.jsonl") if m.get("kind") == "evaluation"]
+    lines = [m for m in read_lines(run / "metrics.jsonl", b'"evaluation"') if m.get("kind") == "evaluation"]
     return [m for m in lines if m.get("step") == lines[-1].get("step")]
 
 
@@ -32,6 +35,12 @@ def number(value: Any) -> float | None:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table, whatever its cells hold."""
+    lines = [list(frame.columns), ["--"] * len(frame.columns), *frame.to_numpy().tolist()]
+    return "".join("| " + " | ".join(inert(str(cell)) for cell in line) + " |\n" for line in lines)
 
 
 def inert(text: str) -> str:

@@ -8,13 +8,13 @@ the sweep still runs, and says which points are missing. dtrain/metrics.py knows
 from __future__ import annotations
 
 import argparse
-import csv
 import math
-import statistics
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 if not __package__:  # as a script, Python would look in launch/ only
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,6 +22,7 @@ if not __package__:  # as a script, Python would look in launch/ only
 from dtrain.config import ConfigError
 from dtrain.report.sweep import sweep_page
 from dtrain.results import inert
+from dtrain.results import markdown as as_markdown
 from launch.codes import mixed
 from launch.front import Point
 from launch.front import draw as draw_front
@@ -32,6 +33,7 @@ from launch.results import (
     axis_values,
     check_metric,
     default_objective,
+    frame_of,
     grouped,
     kept_rows,
     kept_settings,
@@ -113,7 +115,7 @@ def _points(groups: list[Setting], front: list[list[str]]) -> list[Point]:
         check_metric("--front", metric)
         if groups and not any(metric in r.metrics for g in groups for r in g.rows):
             raise ConfigError(f"--front {metric}: the runs have {', '.join(sorted(groups[0].rows[0].metrics))}")
-    return [Point(g.values, {m: _mean([r.metrics for r in g.rows], m) for m in metrics}) for g in groups]
+    return [Point(g.values, {m: g.means[m] for m in metrics}) for g in groups]
 
 
 def markdown(groups: list[Setting], rows: list[Row], objective: str, kept: list[Setting] | None = None) -> str:
@@ -124,14 +126,14 @@ def markdown(groups: list[Setting], rows: list[Row], objective: str, kept: list[
         keys = list(shown[0].values)
         others = [m for m in shown[0].rows[0].metrics if m != objective]
         seeds = any(len(g.rows) > 1 for g in shown)
-        head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others, f"test/{objective}"]
-        head += ["code"] * (len(codes) > 1)
-        lines += ["| " + " | ".join(map(plain, head)) + " |", "|" + "--|" * len(head)]
+        cells = []
         for g in shown:
             score = f"{g.mean:.6g} ± {g.std:.2g} ({len(g.rows)})" if seeds else f"{g.mean:.6g}"
-            rest = [f"{_mean([r.metrics for r in g.rows], m):.4g}" for m in others]
-            rest += [f"{_mean([r.test for r in g.rows], objective):.4g}", *[_code(g)] * (len(codes) > 1)]
-            lines.append("| " + " | ".join([*(plain(g.values[k]) for k in keys), score, *rest]) + " |")
+            rest = [_cell(g, m, seeds) for m in (*others, f"test/{objective}")] + [_code(g)] * (len(codes) > 1)
+            cells.append([*(number(g.values[k]) for k in keys), score, *rest])
+        head = [*keys, f"{objective} mean ± std (seeds)" if seeds else objective, *others, f"test/{objective}"]
+        head += ["code"] * (len(codes) > 1)
+        lines += [as_markdown(pd.DataFrame(cells, columns=head)).rstrip()]
         lines += ["", f"code: {', '.join(codes)}"] if any(codes) else []
     if groups:
         best = ", ".join(f"{plain(k)}={plain(v)}" for k, v in groups[0].values.items()) or "all seeds"
@@ -156,21 +158,19 @@ def _code(setting: Setting) -> str:
     return ", ".join({r.state.code: None for r in setting.rows})
 
 
-def _mean(numbers: list[dict[str, float]], metric: str) -> float:
-    return statistics.fmean(n.get(metric, math.nan) for n in numbers)
+def _cell(setting: Setting, metric: str, seeds: bool) -> str:
+    mean, std = setting.means.get(metric, math.nan), setting.stds.get(metric, math.nan)
+    return f"{mean:.4g} ± {std:.2g}" if seeds else f"{mean:.4g}"
 
 
 def _write_csv(path: Path, sweep: SweepFolder, rows: list[Row]) -> None:
-    metrics, tested = sorted({m for r in rows for m in r.metrics}), sorted({m for r in rows for m in r.test})
-    with path.open("w", newline="") as f:
-        writer = csv.writer(f)
-        about = ["state", "step", "restarts", "code"]
-        writer.writerow(["index", *sweep.keys, *about, *metrics, *(f"test/{m}" for m in tested), "run"])
-        for row in rows:
-            e, status = row.state.entry, row.state.status
-            facts = [row.state.name, status.get("step", 0), row.state.restarts, row.state.code]
-            numbers = [*(row.metrics.get(m, "") for m in metrics), *(row.test.get(m, "") for m in tested)]
-            writer.writerow([e.index, *(e.values[k] for k in sweep.keys), *facts, *numbers, e.run])
+    """The frame. nan is a number that a finished point has not, or that is none; others' numbers are empty."""
+    frame = frame_of(rows, sweep.keys)
+    numbers = sorted({m for row in rows for m in row.numbers})
+    done = [bool(row.metrics) for row in rows]
+    frame = frame.astype(dict.fromkeys(numbers, object))
+    frame.loc[done, numbers] = frame.loc[done, numbers].fillna("nan")
+    frame.to_csv(path, index=False)
 
 
 if __name__ == "__main__":

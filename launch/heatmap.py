@@ -46,7 +46,8 @@ def draw(path: Path, scores: Scores, axes: dict[str, list[Any]], objective: str)
     plot.set_ylabel(row_key)
     more = "" if len(next(iter(scores))) == 2 else ", best over the other keys"
     which = "larger" if sign < 0 else "smaller"
-    plot.set_title(f"{objective} ({which} is better{more}; best framed)", fontsize="medium")
+    said = f"{objective} ({which} is better{more}; best framed)\nnumbers are values, colours their ranks"
+    plot.set_title(said, fontsize="medium")
     figure.savefig(path, dpi=150)
 
 

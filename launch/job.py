@@ -123,6 +123,6 @@ def _stuck(submission: Submission, index: int) -> bool:
 
 if __name__ == "__main__":
     folder = Submission.open(Path(sys.argv[1]))
-    if not folder.job:  # whoever submitted it did not live to note it
+    if not folder.job and len(sys.argv) == 2:  # whoever submitted its one array did not live to note it
         folder = folder.started_as(os.environ.get("SLURM_ARRAY_JOB_ID", ""))
     sys.exit(run_point(folder, int(sys.argv[2] if len(sys.argv) > 2 else os.environ["SLURM_ARRAY_TASK_ID"])))

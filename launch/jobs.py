@@ -1,6 +1,9 @@
-"""python launch/jobs.py status|logs|retry|cancel SWEEP [INDEX …]: follow a sweep that launch/sweep.py submitted.
+"""python launch/jobs.py status|why|logs|retry|cancel SWEEP [INDEX …]: follow a sweep that launch/sweep.py submitted.
 
-status   where every point stands
+python launch/jobs.py list: all sweeps, and how many of their points are in which state
+
+status   where every point stands; hours are by the clock, of all its starts together
+why      the error and the last lines (--lines 40) of the log of each point that has failed or is lost
 logs     the end of the points' logs (--lines 40), of all restarts
 retry    submit again what failed, was cancelled or is missing; launcher.key=value changes the resources
 cancel   stop points after they have saved
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import islice
 from pathlib import Path
 
 if not __package__:  # as a script, Python would look in launch/ only
@@ -27,8 +31,8 @@ from launch.submit import submit, to_submit, where
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["status", "logs", "retry", "cancel"])
-    parser.add_argument("sweep", help="a sweep's id")
+    parser.add_argument("command", choices=["list", "status", "why", "logs", "retry", "cancel"])
+    parser.add_argument("sweep", nargs="?", help="a sweep's id; list takes none")
     parser.add_argument(
         "rest", nargs="*", metavar="INDEX", help="only these points; for retry also launcher.key=value"
     )
@@ -36,6 +40,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lines", type=_count, default=40, help="lines of each log (default: 40)")
     args = parser.parse_args(argv)
     try:
+        if args.command == "list":
+            _list(args.dir.absolute())
+            return 0
+        if args.sweep is None:
+            raise ConfigError(f"{args.command}: of which sweep? {program('jobs')} list names them")
         sweep = SweepFolder.open((args.dir / Path(args.sweep).name).absolute())
         overrides = [a for a in args.rest if "=" in a]
         if overrides and args.command != "retry":
@@ -46,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
             print(table.counts(chosen))
             if said := mixed(chosen):
                 print(said)
+        elif args.command == "why":
+            _why(chosen if args.rest else [s for s in chosen if s.name in ("failed", "lost")], args.lines)
         elif args.command == "logs":
             _logs(chosen, args.lines)
         elif args.command == "retry":
@@ -73,13 +84,40 @@ def _indices(rest: list[str], sweep: SweepFolder) -> set[int]:
     return {int(w) for w in words} or {e.index for e in sweep.points}
 
 
+def _list(folder: Path) -> None:
+    """Every sweep with the counts of its points' states. One that is damaged says so."""
+    sweeps, damaged = [], []
+    for file in sorted(folder.glob("*/sweep.json")):
+        try:
+            sweeps.append(SweepFolder.open(file.parent))
+        except ConfigError:
+            damaged.append(file.parent.name)
+    found = iter(states(entry for sweep in sweeps for entry in sweep.points))  # SLURM is asked once
+    for sweep in sweeps:
+        print(f"{sweep.id}: {len(sweep.points)} points, {table.counts(list(islice(found, len(sweep.points))))}")
+    for name in damaged:
+        print(f"{name}: sweep.json is damaged")
+    if not sweeps and not damaged:
+        print(f"no sweep in {folder}")
+
+
+def _why(found: list[State], lines: int) -> None:
+    for s in found:
+        _print_log(s, f"{s.name}: {s.note}" if s.note else s.name, lines)
+    if not found:
+        print("no point has failed")
+
+
 def _logs(found: list[State], lines: int) -> None:
     for s in found:
-        values = " ".join(f"{k}={table.number(v)}" for k, v in s.entry.values.items())
-        print(f"== {s.entry.index}: {values} ({s.name}) {s.owner.log if s.owner else ''}")
-        if s.owner and s.owner.log.is_file():
-            text = s.owner.log.read_text(errors="replace")
-            print("\n".join(text.splitlines()[-lines:]))
+        _print_log(s, s.name, lines)
+
+
+def _print_log(s: State, said: str, lines: int) -> None:
+    values = " ".join(f"{k}={table.number(v)}" for k, v in s.entry.values.items())
+    print(f"== {s.entry.index}: {values} ({said}) {s.owner.log if s.owner else ''}")
+    if s.owner and (tail := s.owner.tail(lines)):
+        print("\n".join(tail))
 
 
 def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
@@ -116,7 +154,7 @@ def _cancel(found: list[State]) -> None:
         submission, indices = group[0].submission, [o.index for o in group]
         if submission.where == "local":
             local.cancel(submission, indices)
-        elif submission.job and not slurm.cancel(submission.job, indices):
+        elif submission.job and not slurm.cancel(*(f"{job}_{task}" for job, task in map(submission.task, indices))):
             print(f"scancel failed: of job {submission.job}, what runs goes on; what waits will not start")
     print(f"cancelled {len(owned)} points; running ones save first")
     strays = [str(s.entry.run) for s in found if s.name in ACTIVE and not s.owner]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtrain.config import ConfigError
 from dtrain.metrics import LARGER, SMALLER, family, larger_is_better, order
@@ -12,6 +11,9 @@ from dtrain.results import last_evaluations, metrics_on
 from launch.codes import kept_runs
 from launch.standing import State, states
 from launch.store import SweepFolder, read_status
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,50 @@ class Row:
     metrics: dict[str, float]
     test: dict[str, float]
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All of them, those on the test split as test/<metric>."""
+        return self.metrics | {f"test/{m}": v for m, v in self.test.items()}
+
 
 @dataclass(frozen=True)
 class Setting:
-    """The points that differ by their seed only. mean and std (of the sample; 0 for one) of the objective."""
+    """The points that differ by their seed only. mean and std (of the sample; 0 for one) of the objective.
+
+    means, stds: of every number of Row.numbers; NaN where a seed's is, or where a seed has none.
+    """
 
     values: dict[str, Any]
     rows: list[Row]
     mean: float
     std: float
+    means: dict[str, float]
+    stds: dict[str, float]
+
+
+def frame(sweep: SweepFolder) -> pd.DataFrame:
+    """A row for each point, in order.
+
+    Its number, the values of the swept keys, state, step, restarts, code, hours (by the clock), images_per_s, the
+    metrics of its result on valid, those on test as test/<metric>, and run, its folder. NaN where there is none yet. Raises ConfigError for a damaged sweep.
+    """
+    return frame_of(read_rows(sweep), sweep.keys)
+
+
+def frame_of(rows: list[Row], keys: list[str]) -> pd.DataFrame:
+    """`frame` of points that were read before."""
+    import pandas as pd  # here, since jobs that submit and follow do without
+
+    about = []
+    for row in rows:
+        s = row.state
+        facts = {"index": s.entry.index, **s.entry.values, "state": s.name, "step": s.status.get("step", 0)}
+        speed = {"hours": s.hours, "images_per_s": s.status.get("images_per_s")}
+        about.append(facts | {"restarts": s.restarts, "code": s.code} | speed)
+    left = pd.DataFrame(about).astype(dict.fromkeys(keys, object) | {"hours": float, "images_per_s": float})
+    found = pd.DataFrame([row.numbers for row in rows], dtype=float)
+    found = found[sorted(found.columns, key=lambda m: (m.startswith("test/"), m))]
+    return pd.concat([left, found], axis=1).assign(run=[str(row.state.entry.run) for row in rows])
 
 
 def read_rows(sweep: SweepFolder) -> list[Row]:
@@ -84,18 +121,30 @@ def check_metric(option: str, metric: str) -> None:
 
 def grouped(rows: list[Row], objective: str) -> list[Setting]:
     """Finished points, seeds together, best mean first. Raises ConfigError for an unknown objective."""
+    import pandas as pd
+
     check_metric("--objective", objective)
-    groups: dict[Any, list[Row]] = {}
+    rows = [row for row in rows if row.metrics]
     for row in rows:
-        if row.metrics and objective not in row.metrics:
+        if objective not in row.metrics:
             raise ConfigError(f"--objective {objective}: the runs have {', '.join(sorted(row.metrics))}")
-        if row.metrics:
-            groups.setdefault(tuple(without_seed(row).items()), []).append(row)
-    found = []
-    for same in groups.values():
-        values = [r.metrics[objective] for r in same]
-        std = statistics.stdev(values) if len(values) > 1 else 0.0
-        found.append(Setting(without_seed(same[0]), same, statistics.fmean(values), std))
+    settings: dict[Any, list[Row]] = {}
+    for row in rows:
+        settings.setdefault(tuple(without_seed(row).items()), []).append(row)
+    if not rows:
+        return []
+    numbers = pd.DataFrame([row.numbers for same in settings.values() for row in same], dtype=float)
+    groups = numbers.groupby([n for n, same in enumerate(settings.values()) for _ in same])
+    # pandas leaves NaN out of a mean, but a seed that has diverged must show.
+    whole = groups.count().eq(groups.size(), axis=0)
+    means, stds = groups.mean().where(whole), groups.std().where(whole)
+    stds.loc[groups.size() == 1] = 0.0
+    found = [
+        Setting(dict(key), same, mean[objective], std[objective], mean, std)
+        for (key, same), mean, std in zip(
+            settings.items(), means.to_dict("records"), stds.to_dict("records"), strict=True
+        )
+    ]
     return sorted(found, key=lambda s: order(objective, s.mean))
 
 

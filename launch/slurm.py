@@ -31,14 +31,17 @@ def answers() -> bool:
 
 
 class ArrayExecutor(SlurmExecutor):
-    """submitit's executor, submitting a command instead of a pickle. Array tasks are the points' indices."""
+    """submitit's executor, submitting a command instead of a pickle."""
 
-    def submit_points(self, launcher: Launcher, indices: list[int], log: Path, code: Path) -> str:
-        """Submits one array and returns its job id. Raises ConfigError with sbatch's own words."""
+    def submit_tasks(self, launcher: Launcher, tasks: list[int], log: Path, code: Path, job: str) -> str:
+        """Submits one array and returns its id. Raises ConfigError with sbatch's own words.
+
+        log: with %a for the task. job: what follows `python -m launch.job`.
+        """
         fields = launcher.public() | {"tasks_per_node": launcher.tasks}
         del fields["max_num_timeout"]
         fields["additional_parameters"] = fields.get("additional_parameters", {}) | {
-            "array": ",".join(map(str, indices)) + f"%{launcher.array_parallelism}",
+            "array": ",".join(map(str, tasks)) + f"%{launcher.array_parallelism}",
             "output": str(log),
             "requeue": True,
         }
@@ -48,7 +51,7 @@ class ArrayExecutor(SlurmExecutor):
         }  # fmt: skip
         command = (
             f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1\n'
-            f"exec {self.python} -u -m launch.job {shlex.quote(str(self.folder))}"
+            f"exec {self.python} -u -m launch.job {job}"
         )
         try:
             return str(self._submit_command(command).job_id)
@@ -78,10 +81,19 @@ def queue() -> dict[tuple[str, int], tuple[str, str]] | None:
     return None if rows is None else {(job, int(i)): (state, why) for job, i, state, why in rows if i.isdigit()}
 
 
-def find(submission: Path) -> str:
-    """The id of this user's waiting or running array whose script lies in the submission's folder; '' if none."""
+def largest_task() -> int:
+    """The largest number that the cluster lets an array's task have."""
+    for line in _ask("scontrol", "show", "config") or []:
+        key, _, value = line[0].partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return int(value) - 1
+    return 1000  # SLURM's default
+
+
+def scripts() -> list[tuple[str, str]]:
+    """(array id, its script) of this user's waiting and running jobs."""
     rows = _ask("squeue", "--me", "--noheader", "--format=%F|%o") or []
-    return next((job for job, *command in rows if "|".join(command).startswith(f"{submission}/")), "")
+    return [(job, "|".join(command)) for job, *command in rows]
 
 
 def accounting(jobs: list[str]) -> dict[tuple[str, int], str]:
@@ -115,6 +127,6 @@ def requeue(job: str) -> bool:
     return _ask("scontrol", "requeue", job) is not None
 
 
-def cancel(job: str, indices: list[int]) -> bool:
-    """Cancels array tasks; they get SIGTERM first, and KillWait seconds to save. Whether SLURM agreed."""
-    return _ask("scancel", *(f"{job}_{i}" for i in indices)) is not None
+def cancel(*jobs: str) -> bool:
+    """Cancels jobs, or array tasks (4711_3): SIGTERM, and KillWait seconds to save. Whether SLURM agreed."""
+    return _ask("scancel", *jobs) is not None

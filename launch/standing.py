@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dtrain.config import ConfigError
-from dtrain.files import read_json, read_lines
+from dtrain.files import locked, read_json
 from dtrain.source import codes
-from launch import local, slurm
+from launch import arrays, local, slurm
 from launch.store import Entry, Submission, fresh, read_status, touched
 
 SUBMITTING = 60.0  # seconds that sbatch may take to say which job it has made
@@ -31,6 +32,15 @@ class Owner:
         """What the run's jobs printed."""
         return self.submission.log(self.index)
 
+    def tail(self, lines: int) -> list[str]:
+        """The last lines of the log, as far as they have 1 KiB on average; [] if there is none."""
+        try:
+            with self.log.open("rb") as f:
+                f.seek(max(0, f.seek(0, os.SEEK_END) - 1024 * lines))
+                return f.read().decode(errors="replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
 
 @dataclass(frozen=True)
 class State:
@@ -47,8 +57,14 @@ class State:
 
     @property
     def restarts(self) -> int:
-        """Starts after the first, as the metrics record them."""
-        return max(0, sum(m.get("kind") == "start" for m in read_lines(self.entry.run / "metrics.jsonl")) - 1)
+        """Starts after the first, by the run's heartbeat."""
+        return max(0, self.status.get("starts", 1) - 1)
+
+    @property
+    def hours(self) -> float | None:
+        """By the clock, of all starts together; None before the first heartbeat."""
+        seconds = self.status.get("seconds")
+        return None if seconds is None else seconds / 3600
 
     @property
     def code(self) -> str:
@@ -76,7 +92,10 @@ def _submission(path: Path) -> Submission | None:
     with contextlib.suppress(ConfigError):
         submission = Submission.open(path)
         if submission.where == "slurm" and not submission.job:
-            submission = submission.started_as(slurm.find(path))
+            with locked(path.parents[2] / "lock", wait=False) as idle:  # else it is being submitted, array by array
+                found, submission = arrays.find(path), Submission.open(path)
+                if not submission.job:
+                    submission = submission.started_as(found) if idle else replace(submission, job=found)
         return submission
     return None
 
@@ -93,7 +112,7 @@ class _Live:
 
     @cached_property
     def _accounts(self) -> dict[tuple[str, int], str]:
-        return slurm.accounting([s.job for s in self._submissions if s.where == "slurm"])
+        return slurm.accounting([job for s in self._submissions if s.where == "slurm" for job, _ in s.arrays])
 
     @cached_property
     def _alive(self) -> dict[Path, bool]:
@@ -113,12 +132,13 @@ class _Live:
             return ("PENDING", "being submitted") if young and not cancelled else None
         if self._queue is None:  # a job that starts later looks at the mark itself
             return ("PENDING", "squeue does not answer") if last != "end" and not cancelled else None
-        found = self._queue.get((owner.submission.job, owner.index))
+        found = self._queue.get(owner.submission.task(owner.index))
         return None if found and found[0] == "COMPLETING" and last == "end" else found
 
     def account(self, owner: Owner) -> str | None:
         """The last state that SLURM's accounting knows."""
-        return self._accounts.get((owner.submission.job, owner.index)) if owner.submission.where == "slurm" else None
+        on_slurm = owner.submission.where == "slurm"
+        return self._accounts.get(owner.submission.task(owner.index)) if on_slurm else None
 
 
 def _state(entry: Entry, owner: Owner | None, live: _Live) -> State:
@@ -158,7 +178,5 @@ def _error(status: dict[str, Any], owner: Owner | None) -> str:
     """The run's own words, else the last line of its log."""
     if status.get("error"):
         return str(status["error"])
-    if owner is None or not owner.log.is_file():
-        return ""
-    lines = [line for line in owner.log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in owner.tail(100) if line.strip()] if owner else []
     return lines[-1].strip() if lines else ""

@@ -29,7 +29,9 @@ SKEW = 5.0  # seconds that another machine's clock may be ahead
 _CODE = ("dtrain", "dtrain/configs", "launch", "data_prep")
 # What must be in a submission.json, and what may be in a status.json.
 _FIELDS = {"where": str, "indices": list, "launcher": dict, "job": str, "host": str, "parallel": int}
-_TEXTS, _COUNTS, _NUMBERS = ("state", "error"), ("step", "max_steps"), ("time", "eta_s", "images_per_s")
+_JOB = r"|[^ +]+(\+[0-9]+)?( [^ +]+\+[0-9]+)*"
+_TEXTS, _COUNTS = ("state", "error"), ("step", "max_steps", "starts")
+_NUMBERS = ("time", "eta_s", "images_per_s", "seconds")
 
 
 def fresh(when: float, seconds: float = FRESH) -> bool:
@@ -55,7 +57,7 @@ def touched(path: Path) -> float:
 
 @dataclass(frozen=True)
 class Entry:
-    """A point as sweep.json keeps it. index: its place in the sweep, and its task in every array."""
+    """A point as sweep.json keeps it. index: its place in the sweep."""
 
     index: int
     values: dict[str, Any]
@@ -65,7 +67,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Submission:
-    """One submission of some points. job: the array's id on SLURM, the scheduler's process id on this machine."""
+    """One submission of some points.
+
+    job: on this machine the scheduler's process id; on SLURM the array's id, or of several arrays "4711 4712+1001 …",
+    each with the index of the point that is its task 0.
+    """
 
     path: Path
     where: str
@@ -80,6 +86,7 @@ class Submission:
         """Reads submission.json. Raises ConfigError."""
         content = read_json(path / "submission.json")
         right = content.keys() == _FIELDS.keys() and all(isinstance(content[k], t) for k, t in _FIELDS.items())
+        right = right and re.fullmatch(_JOB, content["job"]) is not None
         if not right or content["where"] not in ("slurm", "local") or not _all(content["indices"], int):
             raise ConfigError(f"{path / 'submission.json'} is missing or damaged")
         return cls(path=path, **content)
@@ -96,6 +103,17 @@ class Submission:
         found = replace(self, job=job)
         found.write()
         return found
+
+    @property
+    def arrays(self) -> list[tuple[str, int]]:
+        """On SLURM: (array id, the point that is its task 0) of each, in order."""
+        found = [word.partition("+") for word in self.job.split()]
+        return [(job, int(first or 0)) for job, _, first in found]
+
+    def task(self, index: int) -> tuple[str, int]:
+        """On SLURM: (array id, task) of a point."""
+        job, first = next(((j, f) for j, f in reversed(self.arrays) if f <= index), ("", 0))
+        return job, index - first
 
     def config(self, index: int) -> Path:
         """The frozen configuration of a point."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from dtrain.config import Config, ConfigError
 from dtrain.files import read_json, write_json
-from launch import local, slurm
+from launch import arrays, local, slurm
 from launch.settings import Launcher
 from launch.standing import ACTIVE, State
 from launch.store import Submission, SweepFolder, read_status, snapshot
@@ -42,7 +42,7 @@ def to_submit(states: list[State]) -> list[State]:
 def submit(
     sweep: SweepFolder, yamls: dict[int, str], launcher: Launcher, place: str, parallel: int | None
 ) -> Submission:
-    """Submits points, given as index -> frozen configuration, as one array. Raises ConfigError; then none runs."""
+    """Submits points, given as index -> frozen configuration. Raises ConfigError; then none runs."""
     path = sweep.new_submission()
     indices = sorted(yamls)
     slots = local.places(launcher, parallel) if place == "local" else launcher.array_parallelism
@@ -57,8 +57,7 @@ def submit(
         for index in indices:
             _own(sweep.points[index].run, {"submission": str(path), "index": index})
         if place == "slurm":
-            executor = slurm.ArrayExecutor(path, launcher.max_num_timeout)
-            job = executor.submit_points(launcher, indices, sweep.path / "logs" / "%a.log", code)
+            job = arrays.submit(submission, launcher, code)
         else:
             job = str(local.start(path, code, sweep.path / "logs" / "local.log"))
     except ConfigError:

@@ -30,27 +30,37 @@ def number(value: Any) -> str:
     return str(value)
 
 
+def titles(keys: list[str]) -> list[str]:
+    """Of the columns of `cells`."""
+    return ["#", *keys, "state", "step", "loss", "images/s", "hours", "ETA", "restarts", "code", ""]
+
+
+def cells(s: State, keys: list[str]) -> list[str]:
+    """A point's row: its values, where it stands, and why it waits or failed."""
+    running = s.name == "running"
+    return [
+        str(s.entry.index),
+        *(number(s.entry.values[k]) for k in keys),
+        s.name,
+        f"{s.status['step']}/{s.status['max_steps']}" if {"step", "max_steps"} <= s.status.keys() else "",
+        number(s.status["loss"]) if "loss" in s.status else "",
+        f"{s.status['images_per_s']:,.0f}" if "images_per_s" in s.status else "",
+        duration(s.status["seconds"]) if "seconds" in s.status else "",
+        duration(s.status["eta_s"]) if running and s.status.get("eta_s") is not None else "",
+        str(s.restarts or ""),
+        s.code,
+        s.note,
+    ]
+
+
 def table(found: list[State], keys: list[str]) -> Table:
-    """One row for each point: its values, where it stands, and why it waits or failed."""
+    """For a terminal: a row for each point."""
     view = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("#", *keys, "state", "step", "loss", "ETA", "restarts", "code", ""):
+    for title in titles(keys):
         view.add_column(title, overflow="fold")
     for s in found:
-        running = s.name == "running"
-        step = f"{s.status['step']}/{s.status['max_steps']}" if {"step", "max_steps"} <= s.status.keys() else ""
-        cells = [
-            str(s.entry.index),
-            *(number(s.entry.values[k]) for k in keys),
-            s.name,
-            step,
-            number(s.status["loss"]) if "loss" in s.status else "",
-            duration(s.status["eta_s"]) if running and s.status.get("eta_s") is not None else "",
-            str(s.restarts or ""),
-            s.code,
-            s.note,
-        ]
         # Plain text: a value or an error may hold what rich would read as markup.
-        view.add_row(*map(Text, cells), style=_COLOURS.get(s.name, ""))
+        view.add_row(*map(Text, cells(s, keys)), style=_COLOURS.get(s.name, ""))
     return view
 
 
@@ -61,11 +71,16 @@ def duration(seconds: float) -> str:
 
 
 def show(found: list[State], keys: list[str]) -> None:
-    """Prints the table, as wide as it needs to be where the output is not a terminal."""
+    """Prints the table: a line for each point, however long, where the output is not a terminal."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)
-    console.print(table(found, keys))
+    if console.is_terminal:
+        console.print(table(found, keys))
+        return
+    rows = [titles(keys), *(cells(s, keys) for s in found)]  # rich takes a millisecond for each
+    lines = [["".join(c if c.isprintable() else " " for c in cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def watch(sweep: SweepFolder) -> list[State]:

@@ -11,7 +11,7 @@ from dtrain.compare.papers import printed
 from dtrain.compare.runs import Row
 from dtrain.config import HeldOut
 from dtrain.metrics import by_prior
-from dtrain.results import inert
+from dtrain.results import markdown as table
 
 REAL = "real data"
 KEYS = ["part", "row", "of", "metric"]
@@ -100,7 +100,7 @@ def markdown(frame: pd.DataFrame, rows: Sequence[Row], split: HeldOut) -> str:
         f"Metrics of the {split} split. With several seeds: mean ± standard deviation of the sample over them "
         "(docs/evaluation.md).\n"
     )
-    return text + "".join(f"\n## {title}\n\n{_table(part)}" for title, part in parts.items() if len(part))
+    return text + "".join(f"\n## {title}\n\n{table(part)}" for title, part in parts.items() if len(part))
 
 
 def _wide(cells: pd.DataFrame) -> pd.DataFrame:
@@ -109,11 +109,6 @@ def _wide(cells: pd.DataFrame) -> pd.DataFrame:
     wide = cells.pivot(index=index, columns="metric", values="cell").reindex(columns=cells["metric"].unique())
     order = pd.MultiIndex.from_frame(cells[index].drop_duplicates())
     return wide.reindex(order).fillna("").reset_index()
-
-
-def _table(frame: pd.DataFrame) -> str:
-    lines = [list(frame.columns), ["--"] * len(frame.columns), *frame.to_numpy().tolist()]
-    return "".join("| " + " | ".join(inert(str(cell)) for cell in line) + " |\n" for line in lines)
 
 
 def _cell(mean: float, std: float) -> str:

@@ -37,7 +37,7 @@ from launch.table import counts
 from launch.table import number as plain
 
 VALUES = 4000  # of all points' curves of a metric together
-LOG_LINES, LOG_BYTES = 20, 8192  # of the end of a failed point's log
+LOG_LINES = 20  # of the end of a failed point's log
 
 
 def sweep_page(folder: Path, out: Path, objective: str | None = None, every: float | None = None) -> bool:
@@ -87,7 +87,7 @@ def _settings(groups: list[Setting], rows: list[Row]) -> list[Setting]:
     for row in rows:
         if (key := tuple(without_seed(row).items())) not in known:
             others.setdefault(key, []).append(row)
-    return [*groups, *(Setting(dict(key), same, float("nan"), 0.0) for key, same in others.items())]
+    return [*groups, *(Setting(dict(key), same, float("nan"), 0.0, {}, {}) for key, same in others.items())]
 
 
 def _cells(
@@ -150,17 +150,11 @@ def _total(costs: dict[Path, tuple[str, float, float | None]]) -> str:
 
 def _failure(state: State) -> dict[str, str]:
     """What a person needs to see of a point that has failed."""
-    log = state.owner.log if state.owner else None
-    tail = ""
-    if log and log.is_file():
-        with log.open("rb") as f:
-            f.seek(max(0, log.stat().st_size - LOG_BYTES))
-            tail = "\n".join(f.read().decode(errors="replace").splitlines()[-LOG_LINES:])
     return {
         "label": _label(state),
         "state": state.name,
         "note": state.note,
-        "tail": tail,
+        "tail": "\n".join(state.owner.tail(LOG_LINES)) if state.owner else "",
         "run": str(state.entry.run),
     }
 

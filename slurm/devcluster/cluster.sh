@@ -7,6 +7,7 @@
 #   cluster.sh down     cancel the jobs and stop every daemon; accounting is kept
 #   cluster.sh clean    down, then delete the state folder
 #
+# $DTRAIN_CLUSTER_ARRAY_SIZE (1001): SLURM's MaxArraySize.
 # State: $DTRAIN_CLUSTER (default /var/lib/dtrain-cluster). Four ports from $DTRAIN_CLUSTER_PORT (27010), loopback
 # only. Nothing is shared with a munge, MariaDB or SLURM of the machine itself. Outside the state folder it keeps
 # marked lines in /etc/hosts and, if there is none yet, a link /etc/slurm/slurm.conf; `down` removes both.
@@ -40,6 +41,7 @@ require() {
 
 fill() { # template target
     sed -e "s|@STATE@|$STATE|g; s|@HOST@|$SHORT|g; s|@ADDRESS@|$ADDRESS|g; s|@PORT@|$PORT|g" \
+        -e "s|@ARRAY_SIZE@|${DTRAIN_CLUSTER_ARRAY_SIZE:-1001}|g" \
         -e "s|@DBD_PORT@|$((PORT + 1))|g; s|@NODE1_PORT@|$((PORT + 2))|g; s|@NODE2_PORT@|$((PORT + 3))|g" "$1" >"$2"
 }
 

@@ -31,6 +31,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip("needs root, and apt-get install slurm-wlm slurmdbd munge mariadb-server")
     state = Path(tempfile.mkdtemp(prefix="dtrain-"))  # short: sockets lie in it
     environment = {**uncounted(os.environ), "DTRAIN_CLUSTER": str(state), "DTRAIN_CLUSTER_PORT": PORT}
+    environment["DTRAIN_CLUSTER_ARRAY_SIZE"] = "20"  # the grid of 25 points is two arrays
     try:
         subprocess.run([CLUSTER, "up"], env=environment, check=True)
         yield Cluster(state, environment)

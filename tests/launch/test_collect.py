@@ -22,6 +22,7 @@ from launch.collect import collect, grouped, main, read_rows
 from launch.front import Point, front
 from launch.heatmap import cells, draw
 from launch.points import make_points
+from launch.results import frame
 from launch.store import ROOT, SweepFolder, open_sweep, snapshot, sweep_id
 
 
@@ -49,16 +50,17 @@ def test_seeds_share_a_row_and_missing_points_are_named(
 ) -> None:
     sweep = made(tmp_path, shards, "model.lambda_rec=.1,.5", "seed=0,1,2")
     scores = {(0.1, 0): 1.0, (0.1, 1): 3.0, (0.1, 2): 5.0, (0.5, 0): 2.0}
+    assert len(frame(sweep)) == 6
     for p in sweep.points:
         key = (p.values["model.lambda_rec"], p.values["seed"])
         if key in scores:
-            finish(p.run, objective=scores[key], mse=1.0)
+            finish(p.run, objective=scores[key], mse=2 * scores[key])
     best, other = grouped(read_rows(sweep), "objective")
     assert (best.values, best.mean, best.std) == ({"model.lambda_rec": 0.5}, 2.0, 0.0)
     assert (other.mean, other.std, len(other.rows)) == (3.0, 2.0, 3)  # the sample's deviation of 1, 3, 5
     collect(sweep, tmp_path / "out", "objective", None)
     printed = capsys.readouterr().out
-    assert "| 0.1 | 3 ± 2 (3) |" in printed and "missing: 2 of 6 points (2 missing)" in printed
+    assert "| 0.1 | 3 ± 2 (3) | 6 ± 4 | -3 ± 2 |" in printed and "missing: 2 of 6 points (2 missing)" in printed
     assert "- 4: model.lambda_rec=0.5, seed=1: missing" in printed
     assert not (tmp_path / "out" / "heatmap.png").exists(), "one swept key has no map"
     with pytest.raises(ConfigError, match="the runs have mse, objective"):
@@ -70,8 +72,16 @@ def test_seeds_share_a_row_and_missing_points_are_named(
     again = {"kind": "evaluation", "split": "valid", "step": 5, "time": 1.0, "fid": 9.0}
     append_line(sweep.points[0].run / "metrics.jsonl", again)
     row = read_rows(sweep)[0]
-    assert row.metrics == {"objective": 1.0, "mse": 1.0, "fid": 9.0}, "evaluated again, differently"
-    assert row.test == {"objective": -1.0, "mse": -1.0}
+    assert row.metrics == {"objective": 1.0, "mse": 2.0, "fid": 9.0}, "evaluated again, differently"
+    assert row.test == {"objective": -1.0, "mse": -2.0}
+    assert math.isnan(grouped(read_rows(sweep), "objective")[1].means["fid"]), "of one seed of three"
+    points = frame(sweep)
+    assert list(points) == [
+        "index", "model.lambda_rec", "seed", "state", "step", "restarts", "hours", "images_per_s", "fid", "mse",
+        "objective", "test/mse", "test/objective", "run",
+    ]  # fmt: skip
+    assert points["objective"].tolist()[:4] == [1.0, 3.0, 5.0, 2.0] and points["objective"].isna().sum() == 2
+    assert points["seed"].tolist() == [0, 1, 2] * 2 and points["state"].tolist()[3:] == ["finished"] + ["missing"] * 2
 
 
 def test_the_winner_is_the_validation_splits_and_the_test_splits_numbers_stand_beside_it(

@@ -62,8 +62,8 @@ def check_all_commands(still: Bench, submits: set[int]) -> None:
     """Every command works, and only point 2 is ever submitted again."""
     assert "2 finished" in still.jobs("status")
     assert still.names()[:2] == ["finished"] * 2
-    still.jobs("logs")
-    still.jobs("cancel")
+    for command in ("logs", "why", "list", "cancel"):
+        still.jobs(command)
     sweep = SweepFolder.open(still.folder)
     collect.collect(sweep, still.path / "out", "objective", None)
     before = len(still.submissions)
@@ -110,6 +110,7 @@ def test_a_damaged_sweep_is_named(still: Bench, content: bytes) -> None:
     (still.folder / "sweep.json").write_bytes(content)
     for command in ("status", "retry", "cancel", "logs"):
         assert "sweep.json is damaged: remove it" in still.jobs(command, check=2)
+    assert f"{still.folder.name}: sweep.json is damaged" in still.jobs("list")
     (still.folder / "sweep.json").unlink()
     assert "submitted 1 points" in still.sweep()
     assert "2 finished" in still.jobs("status")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dtrain.config import ConfigError
 from launch import local, slurm, submit
 from launch.store import Submission, SweepFolder
 from tests.launch.bench import Bench, bench, still
@@ -78,18 +79,23 @@ def test_what_a_killed_command_has_started_can_be_cancelled(bench: Bench, monkey
 
 
 class Queue:
-    """In the place of SLURM's commands: the array 77, once it is submitted."""
+    """In the place of SLURM's commands: the arrays 77, 78, … that are submitted, whose tasks wait."""
 
-    def __init__(self, *_: Any) -> None:
-        self.script = ""
+    def __init__(self) -> None:
+        self.size = 1001
+        self.scripts: list[str] = []
+        self.tasks: list[list[int]] = []
         self.cancelled: list[str] = []
 
     def __call__(self, *command: str) -> list[list[str]] | None:
         if command[0] == "scancel":
             self.cancelled += command[1:]
             return []
-        rows = [["77", str(i), "PENDING", "None"] for i in range(3)] if self.script else []
-        return [["77", self.script]] if self.script and command[-1] == "--format=%F|%o" else rows
+        if command[0] == "scontrol":
+            return [["MaxArraySize            = " + str(self.size)]]
+        if command[-1] == "--format=%F|%o":
+            return [[str(77 + n), script] for n, script in enumerate(self.scripts)]
+        return [[str(77 + n), str(t), "PENDING", "None"] for n, tasks in enumerate(self.tasks) for t in tasks]
 
 
 @pytest.fixture
@@ -100,9 +106,10 @@ def queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Queue:
         def __init__(self, path: Path, *_: Any) -> None:
             self.path = path
 
-        def submit_points(self, *_: Any) -> str:
-            found.script = f"{self.path}/.submission_file_1.sh"
-            return "77"
+        def submit_tasks(self, _: Any, tasks: list[int], *rest: Any) -> str:
+            found.scripts.append(f"{self.path}/.submission_file_1.sh")
+            found.tasks.append(tasks)
+            return str(76 + len(found.tasks))
 
     bench.settings.sweep.where = "slurm"
     monkeypatch.setattr(slurm, "available", lambda: True)
@@ -111,21 +118,38 @@ def queue(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Queue:
     return found
 
 
+@pytest.mark.parametrize("size", [1001, 2])
 @pytest.mark.parametrize("step", [(submit, "_own", 3), (Submission, "started_as", 1), (Submission, "write", 2)])
-def test_an_array_whose_id_nobody_has_lived_to_note_is_found(
-    bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str, int]
+def test_arrays_whose_ids_nobody_has_lived_to_note_are_found(
+    bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str, int], size: int
 ) -> None:
+    queue.size = size
     with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, *step)
         bench.sweep()
-    if not queue.script:  # sbatch may still be on its way, for a minute
+    if not queue.scripts:  # sbatch may still be on its way, for a minute
         assert "submitted 0 points" in bench.sweep() and set(bench.names()) == {"pending"}
         bench.age(bench.submissions[0], 61)
         assert set(bench.names()) == {"lost"} and "submitted 3 points" in bench.sweep()
     assert "submitted 0 points" in bench.sweep()
-    assert bench.submissions[-1].job == "77"
     bench.jobs("cancel")
-    assert queue.cancelled == ["77_0", "77_1", "77_2"]
+    assert bench.submissions[-1].job == ("77" if size == 1001 else "77 78+2")
+    assert queue.cancelled == ["77_0", "77_1", "77_2" if size == 1001 else "78_0"]
+
+
+def test_of_arrays_that_are_refused_none_is_left(bench: Bench, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.size = 1
+    submit_tasks = slurm.ArrayExecutor.submit_tasks
+
+    def refuse(*arguments: Any) -> str:
+        if len(queue.tasks) == 2:
+            raise ConfigError("no")
+        return submit_tasks(*arguments)
+
+    monkeypatch.setattr(slurm.ArrayExecutor, "submit_tasks", refuse)
+    with pytest.raises(ConfigError):
+        bench.sweep()
+    assert queue.cancelled == ["77", "78"] and set(bench.names()) == {"missing"}
 
 
 def test_a_job_notes_its_arrays_id(bench: Bench, queue: Queue) -> None:
@@ -137,8 +161,6 @@ def test_a_job_notes_its_arrays_id(bench: Bench, queue: Queue) -> None:
 
 
 def test_a_refused_submission_leaves_the_owners_as_they_were(still: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dtrain.config import ConfigError
-
     def refuse(*_: Any) -> None:
         raise ConfigError("no")
 
