@@ -52,7 +52,8 @@ def frame(sweep: SweepFolder) -> pd.DataFrame:
     """A row for each point, in order.
 
     Its number, the values of the swept keys, state, step, restarts, code, hours (by the clock), images_per_s, the
-    metrics of its result on valid, those on test as test/<metric>, and run, its folder. NaN where there is none yet. Raises ConfigError for a damaged sweep.
+    metrics of its result on valid, those on test as test/<metric>, and run, its folder. NaN where there is none yet.
+    Raises ConfigError for a damaged sweep.
     """
     return frame_of(read_rows(sweep), sweep.keys)
 
