@@ -270,7 +270,8 @@ def test_a_value_stays_in_its_cell(value: Any) -> None:
         collect.Row(State(entries[0], "finished", {}, None), {"objective": 1.0, "mse|<": 2.0}, {}),
         collect.Row(State(entries[1], "failed", {}, None, "a | b\n<script>\n| c |"), {}, {}),
     ]
-    text = collect.markdown([collect.Setting(entries[0].values, rows[:1], 1.0, 0.0)], rows, "objective")
+    best = collect.Setting(entries[0].values, rows[:1], 1.0, 0.0, rows[0].metrics, {"mse|<": 0.0})
+    text = collect.markdown([best], rows, "objective")
     lines = text.splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 3 and {line.count("|") for line in table} == {5}
