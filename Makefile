@@ -16,9 +16,9 @@ train: setup shards/digits/valid ## train the 5-level StackedWAE on the embedded
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
 	@echo "Look at runs/quickstart/images/ and runs/quickstart/metrics.jsonl"
 
-# Two tests at a time, most of which start processes of their own: one thread for each process.
+# Three tests at a time: most start processes of their own and wait for them. One thread for each process.
 test: setup-test lint golden shards/digits/valid ## set up everything, then lint and test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --cov --cov-report=term --durations=15 --ignore tests/golden $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --cov --cov-report=term --durations=15 --ignore tests/golden $(PYTEST)
 
 golden: setup-test ## check that the golden curves still come out
 	$(BIN)/python -m pytest --quiet tests/golden

@@ -9,7 +9,7 @@ import pytest
 from tests.crashes import KINDS, SCENARIOS, count_and_expect, points, survives
 
 # Every so many-th point: a few of the slow scenarios, more of the fast ones.
-EVERY = {"run": 61, "run that ends by patience": 97, "run of two ranks": 251}
+EVERY = {"run": 97, "run that ends by patience": 193, "run of two ranks": 251}
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

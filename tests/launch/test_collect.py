@@ -77,8 +77,8 @@ def test_seeds_share_a_row_and_missing_points_are_named(
     assert math.isnan(grouped(read_rows(sweep), "objective")[1].means["fid"]), "of one seed of three"
     points = frame(sweep)
     assert list(points) == [
-        "index", "model.lambda_rec", "seed", "state", "step", "restarts", "hours", "images_per_s", "fid", "mse",
-        "objective", "test/mse", "test/objective", "run",
+        "index", "model.lambda_rec", "seed", "state", "step", "restarts", "code", "hours", "images_per_s",
+        "fid", "mse", "objective", "test/mse", "test/objective", "run",
     ]  # fmt: skip
     assert points["objective"].tolist()[:4] == [1.0, 3.0, 5.0, 2.0] and points["objective"].isna().sum() == 2
     assert points["seed"].tolist() == [0, 1, 2] * 2 and points["state"].tolist()[3:] == ["finished"] + ["missing"] * 2

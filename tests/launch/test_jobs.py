@@ -19,7 +19,8 @@ def test_list_counts_and_why_tells(still: Bench) -> None:
     assert "== 0: key=0 (finished)" in still.jobs("why", "0")
     still.status(2, state="finished", step=2, max_steps=2, starts=3, seconds=7200.0, images_per_s=1234.0)
     assert still.jobs("why") == "no point has failed\n"
-    assert still.jobs("status", "2").splitlines()[1].split() == ["2", "2", "finished", "2/2", "1,234", "2:00:00", "2"]
+    row = still.jobs("status", "2").splitlines()[1].split()
+    assert row == ["2", "2", "finished", "2/2", "1,234", "2:00:00", "2", "unknown"]
 
 
 def test_the_heartbeat_counts_the_starts_and_the_seconds_of_all_of_them(tmp_path: Path) -> None:
