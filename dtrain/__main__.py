@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
             return 0
         from dtrain.run import run
 
+        cfg.run.pause_at = None  # of this start, and not of the run
         return run(config, OmegaConf.to_yaml(cfg, resolve=True))
     except KeyboardInterrupt:  # before the run listens: nothing is lost
         return 128 + signal.SIGINT

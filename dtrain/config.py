@@ -63,6 +63,7 @@ class RunConfig(_Section):
     root: Annotated[Path, BeforeValidator(_given)] = Path("runs")
     dir: Annotated[Path | None, BeforeValidator(_given)] = None
     extend: bool = False
+    pause_at: Annotated[float | None, Field(gt=0, lt=1)] = None
     report: bool = True
 
 

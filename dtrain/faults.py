@@ -24,6 +24,10 @@ class Interrupted(Exception):
     """All ranks agreed to stop."""
 
 
+class Paused(Exception):
+    """The run has come to where it was to pause, and is saved and evaluated."""
+
+
 class NonFinite(ArithmeticError):
     """A loss term or a gradient is NaN or infinite; the message names update, term or group."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dtrain.config import HeldOut
+from dtrain.config import ConfigError, HeldOut
 from dtrain.metrics import better
 
 
@@ -60,3 +61,10 @@ class Judge:
         self.due = state["due"]
         if state["metric"] == self.metric:
             self.best, self.worse = state["best"], state["worse"]
+
+
+def check_judged(metrics: Iterable[str | None], known: set[str]) -> None:
+    """ConfigError unless an evaluation gives the metrics that trainer.checkpoint.best names, None for none."""
+    for metric in metrics:
+        if metric and metric not in known:
+            raise ConfigError(f"trainer.checkpoint.best={metric}: the metrics are {', '.join(sorted(known))}")

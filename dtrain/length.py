@@ -1,7 +1,8 @@
-"""How long a run is: the steps of each stage, set as steps or as epochs. Without torch."""
+"""How long a run is: the steps of each stage, set as steps or as epochs; and where it pauses. Without torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,3 +39,8 @@ def lengths(settings: TrainerConfig, stages: Iterable[Stage], images: int) -> di
         unit = 1 if key == "max_steps" else settings.epoch(images, stage.batches_per_step)
         found[stage.name] = count * unit
     return found
+
+
+def pause_step(share: float | None, steps: int) -> float:
+    """The step, of so many, at which run.pause_at pauses a run: at least 1; infinity for None."""
+    return math.inf if share is None else max(1, round(share * steps))

@@ -23,19 +23,24 @@ def memory_mb(device: torch.device) -> float:
 class Meter:
     """Times the steps since it was last read. What happens between steps is left out where it is said so."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.restart(0)
 
     def restart(self, step: int) -> None:
         """Begins anew after so many steps."""
         self.step, self.waited, self._begin = step, 0.0, time.perf_counter()
 
-    def read(self, step: int) -> tuple[float, float]:
-        """(seconds, of them spent waiting) per step since the last time, up to `step`."""
+    def read(self, step: int, images: int) -> dict[str, float]:
+        """images_per_s, step_s and data_wait_s (seconds) since the last time, up to `step`, and memory_mb.
+
+        images: of one step.
+        """
         count = step - self.step
-        found = (time.perf_counter() - self._begin) / count, self.waited / count
+        seconds, waited = (time.perf_counter() - self._begin) / count, self.waited / count
         self.restart(step)
-        return found
+        memory = memory_mb(self.device)
+        return {"images_per_s": images / seconds, "step_s": seconds, "data_wait_s": waited, "memory_mb": memory}
 
     @contextmanager
     def paused(self) -> Iterator[None]:

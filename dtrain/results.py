@@ -16,8 +16,19 @@ NOT_METRICS = ("kind", "step", "time", "split", "epoch")
 
 def last_evaluations(run: Path) -> list[dict[str, Any]]:
     """The lines of the run folder's last evaluated step, on every split; [] if it was never evaluated."""
-    lines = [m for m in read_lines(run / "metrics.jsonl", b'"evaluation"') if m.get("kind") == "evaluation"]
+    lines = _evaluations(run)
     return [m for m in lines if m.get("step") == lines[-1].get("step")]
+
+
+def evaluation_from(run: Path, step: int | float) -> list[dict[str, Any]]:
+    """As last_evaluations, of the first step evaluated from `step` on; of the last one if there is none."""
+    lines = _evaluations(run)
+    first = next((m["step"] for m in lines if m.get("step", 0) >= step), None)
+    return [m for m in lines if m.get("step") == first] or last_evaluations(run)
+
+
+def _evaluations(run: Path) -> list[dict[str, Any]]:
+    return [m for m in read_lines(run / "metrics.jsonl", b'"evaluation"') if m.get("kind") == "evaluation"]
 
 
 def metrics_on(split: str, lines: list[dict[str, Any]]) -> dict[str, float]:

@@ -106,7 +106,7 @@ def run(config: Config, yaml: str) -> int:
     finally:
         if not world.broken:  # leaving a broken group can hang as long as the broken collective did
             leave()
-    if code == 0 and rank == 0 and config.run.report:
+    if rank == 0 and config.run.report and _finished(folder):
         _report(folder, config)
     return code
 

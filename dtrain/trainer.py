@@ -8,13 +8,13 @@ from dtrain import tensors
 from dtrain.checkpoint import Checkpointer, CheckpointError, stored_keys
 from dtrain.config import Config, ConfigError, HeldOut, of_stage
 from dtrain.distributed import average_buffers, distribute, evaluating
-from dtrain.faults import Interrupted, NonFinite, StopSignal, explain
+from dtrain.faults import Interrupted, NonFinite, Paused, StopSignal, explain
 from dtrain.files import STOPPED
 from dtrain.init import Starts
-from dtrain.judge import Evaluator, Judge
-from dtrain.length import lengths
+from dtrain.judge import Evaluator, Judge, check_judged
+from dtrain.length import lengths, pause_step
 from dtrain.log import Log
-from dtrain.meter import Meter, memory_mb
+from dtrain.meter import Meter
 from dtrain.models.base import Algorithm, Site, Stage
 from dtrain.stream import Stream
 from dtrain.update import Updater
@@ -43,8 +43,10 @@ class Trainer:
         steps = lengths(settings, algorithm.stages(), len(site.train))
         self.stages = [(s, steps[s.name]) for s in algorithm.stages() if steps[s.name] and not s.trained]
         self.log = Log(site.folder, sum(length for _, length in self.stages), self.world.main)
-        self.checkpoints = Checkpointer(site.folder / "checkpoints", settings.checkpoint, self.world, self._report)
-        self.meter = Meter()
+        report = lambda said: self.log.event(self.step, "checkpoint", said)  # noqa: E731
+        self.checkpoints = Checkpointer(site.folder / "checkpoints", settings.checkpoint, self.world, report)
+        self.pause = pause_step(config.run.pause_at, self.log.max_steps)
+        self.meter = Meter(self.world.device)
         self.mishaps = 0  # skipped steps or rollbacks
         self.saved: int | None = None
         self._set_stage(0, step=0, images=0)
@@ -69,13 +71,10 @@ class Trainer:
         self.algorithm.eval()
         with torch.no_grad():
             known = self.evaluation.rehearse()
-        for stage, _ in self.stages:
-            metric = of_stage(self.settings.checkpoint.best, stage.name)
-            if metric and metric not in known:
-                raise ConfigError(f"trainer.checkpoint.best={metric}: the metrics are {', '.join(sorted(known))}")
+        check_judged([of_stage(self.settings.checkpoint.best, stage.name) for stage, _ in self.stages], known)
 
     def fit(self) -> int:
-        """Runs to the end, and evaluates there on both splits: 0 when finished, STOPPED when asked to stop."""
+        """Runs to the end, and evaluates there on both splits: 0, also when paused; STOPPED when asked to stop."""
         try:
             self.begin()
             self._train_stage()
@@ -83,6 +82,9 @@ class Trainer:
                 self._enter(self.number + 1)
                 self._train_stage()
             self._finish()
+        except Paused:
+            self.log.beat(self.step, state="paused")
+            self.log.line(f"paused at step {self.step}; without run.pause_at the same command continues")
         except Interrupted:
             where = "there" if self._save_surely() else "the last checkpoint"
             self.log.beat(self.step, state="stopped")
@@ -143,6 +145,8 @@ class Trainer:
             value, self.saved = self._judge(), None  # its checkpoint is without the metric
             self._save_judged(value)
         while self.step - self.begun < self.stages[self.number][1] and not self.judge.out_of_patience:
+            if self.step >= self.pause:
+                self._pause()
             self.advance()
             if self.stop.agreed():
                 if self.step != self.meter.step:
@@ -157,6 +161,13 @@ class Trainer:
             self.log.line(f"the weights are those of step {self.step}, {which}")
             if not self.final:
                 self.step, self.saved = end, None
+
+    def _pause(self) -> None:
+        """Saves and evaluates, which change nothing of what follows. Raises Paused, but not after a rollback."""
+        if self.step == self.meter.step or self._log_step():
+            self._save_or_fail()
+            self._evaluate("valid")
+            raise Paused
 
     def advance(self) -> None:
         """One step, and what is due after it."""
@@ -204,22 +215,11 @@ class Trainer:
         if metrics.nonfinite:
             self._handle_nonfinite(metrics.nonfinite)
             return False
-        values = metrics.values
-        seconds, waited = self.meter.read(self.step)
-        values |= {
-            "images": self.images,
-            "epoch": self.images / len(self.site.train),
-            "images_per_s": self.settings.batch_size * self.stage.batches_per_step / seconds,
-            "step_s": seconds,
-            "data_wait_s": waited,
-            "memory_mb": memory_mb(self.world.device),
-        }
+        values = metrics.values | {"images": self.images, "epoch": self.images / len(self.site.train)}
+        values |= self.meter.read(self.step, self.settings.batch_size * self.stage.batches_per_step)
         loss = sum(v for k, v in values.items() if k.startswith("loss/") and k.count("/") == 1)
         self.log.train(self.step, values, loss)
         return True
-
-    def _report(self, message: str) -> None:
-        self.log.event(self.step, "checkpoint", message)
 
     def _handle_nonfinite(self, message: str) -> None:
         """Raises NonFinite, or rolls back as configured. Every rank sees the same numbers, so all do the same."""

@@ -5,14 +5,16 @@ python launch/jobs.py list: all sweeps, and how many of their points are in whic
 status   where every point stands; hours are by the clock, of all its starts together
 why      the error and the last lines (--lines 40) of the log of each point that has failed or is lost
 logs     the end of the points' logs (--lines 40), of all restarts
-retry    submit again what failed, was cancelled or is missing; launcher.key=value changes the resources
-cancel   stop points after they have saved
+retry    submit again what failed, was cancelled or is missing; launcher.key=value changes the resources; a point
+         that a halving has paused runs to its end where its INDEX is named
+cancel   stop points after they have saved; without an INDEX the judging of a halving too
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import local, slurm, table
 from launch.codes import mixed, warning
+from launch.halving import Halving, waiting
+from launch.points import with_pause
 from launch.settings import launcher_from, overridden, program
 from launch.standing import ACTIVE, Owner, State, states
 from launch.store import SweepFolder
@@ -49,10 +53,13 @@ def main(argv: list[str] | None = None) -> int:
         overrides = [a for a in args.rest if "=" in a]
         if overrides and args.command != "retry":
             raise ConfigError(f"{overrides[0]}: only retry takes launcher.key=value")
-        chosen = [s for s in states(sweep.points) if s.entry.index in _indices(args.rest, sweep)]
+        indices, found = _indices(args.rest, sweep), states(sweep.points)
+        chosen = [s for s in found if s.entry.index in indices]
         if args.command == "status":
             table.show(chosen, sweep.keys)
             print(table.counts(chosen))
+            if halving := Halving.open(sweep.path):
+                print(halving.standing(found, waiting(sweep)))
             if said := mixed(chosen):
                 print(said)
         elif args.command == "why":
@@ -60,8 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "logs":
             _logs(chosen, args.lines)
         elif args.command == "retry":
-            _retry(sweep, {s.entry.index for s in chosen}, overrides)
+            named = len(args.rest) > len(overrides)
+            _retry(sweep, {s.entry.index for s in chosen}, named, overrides)
         else:
+            if not args.rest and (halving := Halving.open(sweep.path)):
+                _halt(halving, sweep)
             _cancel(chosen)
     except ConfigError as e:
         print(f"jobs: {e}", file=sys.stderr)
@@ -120,9 +130,11 @@ def _print_log(s: State, said: str, lines: int) -> None:
         print("\n".join(tail))
 
 
-def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
+def _retry(sweep: SweepFolder, indices: set[int], named: bool, overrides: list[str]) -> None:
     with locked(sweep.path.parent / "lock"):
         todo = [s for s in to_submit(states(sweep.points)) if s.entry.index in indices]
+        if not named:
+            todo = [s for s in todo if s.name != "paused"]
         if not todo:
             print(f"submitted 0 points of {sweep.id}: none failed or is missing")
             return
@@ -130,6 +142,7 @@ def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
             print(said)
         files = {s.entry.index: sweep.config(s.entry.index) for s in todo}
         yamls = {i: file.read_text(errors="replace") for i, file in files.items() if file}
+        yamls |= {i: with_pause(yamls[i], None) for s in todo if s.name == "paused" and (i := s.entry.index) in yamls}
         gone = ", ".join(str(i) for i in files if i not in yamls)
         again = f"the {program('sweep')} command of this sweep submits what is missing"
         if not yamls or not sweep.submissions():
@@ -141,6 +154,14 @@ def _retry(sweep: SweepFolder, indices: set[int], overrides: list[str]) -> None:
         place = where(last.where)
         submission = submit(sweep, yamls, launcher, place, last.parallel if place == last.where == "local" else None)
     print(f"submitted {len(yamls)} points of {sweep.id}: {place} {submission.job}")
+
+
+def _halt(halving: Halving, sweep: SweepFolder) -> None:
+    """Nothing more is judged, until the sweep's command comes again."""
+    with locked(sweep.path.parent / "lock"):
+        replace(halving, halted=True).write(sweep.path)
+    if halving.judge:
+        slurm.cancel(halving.judge)
 
 
 def _cancel(found: list[State]) -> None:

@@ -160,5 +160,14 @@ def _runs(pid: str, submission: Submission) -> bool:
     return str(submission.path).encode() in command
 
 
+def main(submission: Submission) -> None:
+    """Runs all points; then, where a sweep is halved, the judge, who submits the next rung."""
+    scheduler = Scheduler(submission)
+    scheduler.run()
+    sweep = submission.path.parents[1]
+    if not scheduler.stopping and (sweep / "halving.json").exists():
+        subprocess.run([sys.executable, "-u", "-m", "launch.judge", str(sweep)], check=False)
+
+
 if __name__ == "__main__":
-    Scheduler(Submission.open(Path(sys.argv[1]))).run()
+    main(Submission.open(Path(sys.argv[1])))

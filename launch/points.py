@@ -52,6 +52,13 @@ class Point:
         return run_dir(self.config)
 
 
+def with_pause(text: str, share: float | None) -> str:
+    """A point's frozen configuration, with which it pauses after that share of its steps, or runs to the end."""
+    content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    content["run"]["pause_at"] = share
+    return yaml.dump(content, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
 def make_points(overrides: list[str], ranks: int, known: Path) -> tuple[list[Point], int]:
     """All points of a sweep that runs on `ranks` processes each, and how many duplicates collapsed.
 

@@ -97,9 +97,9 @@ def _end_with_parent() -> None:
 
 
 def outcome(code: int, status: dict[str, Any]) -> str:
-    """finished, stopped (on request), killed (by a signal, or a rank lost its peers), or failed (by itself)."""
+    """finished, paused, stopped (on request), killed (by a signal, or a rank lost its peers), or failed by itself."""
     if code == 0:
-        return "finished"
+        return "paused" if status.get("state") == "paused" else "finished"
     # A request that comes before the run listens to it ends the process.
     if code in (STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGUSR2):
         return "stopped"

@@ -87,6 +87,12 @@ class Sweep:
     pilot: float | None = None
     # warn | rerun: what to do about points of other code: say how many, or begin them anew and keep what there is.
     code: str = "warn"
+    # Successive halving: of so many settings one goes on from each rung. Not given: every point runs to its end.
+    halving: int | None = None
+    # Pauses of a halving: by 3 with 2 rungs, at 1/9 and 1/3 of the steps.
+    rungs: int = 2
+    # Metric on valid that a halving judges by. Not given: objective, else the results' first that has a direction.
+    objective: str | None = None
 
 
 @dataclass

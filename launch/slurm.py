@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
@@ -17,6 +18,11 @@ from launch.settings import Launcher
 # What a shell inside a job would hand down to the jobs that it submits.
 _INHERITED = ("SLURM_", "SLURMD_", "SRUN_", "PMI_")
 _RANK = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# What a run needs, and what judges runs does not.
+_RESOURCES = (
+    "nodes", "tasks_per_node", "gpus_per_node", "gpus_per_task", "cpus_per_task", "cpus_per_gpu", "mem_gb",
+    "mem_per_gpu", "mem_per_cpu", "exclusive", "dependency", "signal_delay_s", "array_parallelism",
+)  # fmt: skip
 PING = 10.0  # seconds that a cluster has to answer
 
 
@@ -39,19 +45,26 @@ class ArrayExecutor(SlurmExecutor):
         log: with %a for the task. job: what follows `python -m launch.job`.
         """
         fields = launcher.public() | {"tasks_per_node": launcher.tasks}
-        del fields["max_num_timeout"]
-        fields["additional_parameters"] = fields.get("additional_parameters", {}) | {
-            "array": ",".join(map(str, tasks)) + f"%{launcher.array_parallelism}",
-            "output": str(log),
-            "requeue": True,
-        }
+        extra = {"array": ",".join(map(str, tasks)) + f"%{launcher.array_parallelism}", "output": str(log)}
+        return self._submit_module(fields, extra, code, f"launch.job {job}")
+
+    def submit_judge(self, launcher: Launcher, after: list[str], log: Path, code: Path, sweep: Path) -> str:
+        """Submits a small job that judges a halving sweep after these arrays. As submit_tasks."""
+        fields = {k: v for k, v in launcher.public().items() if k not in _RESOURCES}
+        fields |= {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "timeout_min": min(30, launcher.timeout_min)}
+        fields["dependency"] = "afterany:" + ":".join(after)
+        return self._submit_module(fields, {"output": str(log)}, code, f"launch.judge {shlex.quote(str(sweep))}")
+
+    def _submit_module(self, fields: dict[str, Any], extra: dict[str, Any], code: Path, module: str) -> str:
+        fields = {k: v for k, v in fields.items() if k != "max_num_timeout"}
+        fields["additional_parameters"] = fields.get("additional_parameters", {}) | extra | {"requeue": True}
         # The header is submitit's; srun is started by launch.job, once for each attempt.
         self.parameters = self._convert_parameters(fields) | {
             "stderr_to_stdout": True, "use_srun": False, "wckey": None,
         }  # fmt: skip
         command = (
             f'export PYTHONPATH={shlex.quote(str(code))}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1\n'
-            f"exec {self.python} -u -m launch.job {job}"
+            f"exec {self.python} -u -m {module}"
         )
         try:
             return str(self._submit_command(command).job_id)
@@ -120,6 +133,11 @@ def own_job() -> str:
 def still_wanted(job: str) -> bool:
     """Whether a job that runs this very code is running, and not being cancelled, requeued or timed out."""
     return _ask("squeue", "--noheader", f"--jobs={job}", "--format=%T") == [["RUNNING"]]
+
+
+def waits(job: str) -> bool:
+    """Whether a job waits or runs."""
+    return bool(_ask("squeue", "--noheader", f"--jobs={job}", "--format=%T"))
 
 
 def requeue(job: str) -> bool:

@@ -46,7 +46,8 @@ class Owner:
 class State:
     """One point's state. note: why it waits or failed.
 
-    name: one of ACTIVE, or finished, failed, cancelled, stopped, lost (ended unnoticed), missing (never submitted).
+    name: one of ACTIVE, or finished, paused (at a rung of a halving), failed, cancelled, stopped, lost (ended
+    unnoticed), missing (never submitted).
     """
 
     entry: Entry
@@ -169,8 +170,8 @@ def _ended(owner: Owner, own: str | None, live: _Live) -> str:
     account = live.account(owner)
     if account == "CANCELLED":
         return "cancelled"
-    if own == "stopped":
-        return "stopped"
+    if own in ("stopped", "paused"):
+        return own
     return "lost" if account in (None, "COMPLETED") else "failed"
 
 

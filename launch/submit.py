@@ -6,14 +6,15 @@ import contextlib
 import platform
 import shutil
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dtrain.config import Config, ConfigError
 from dtrain.files import read_json, write_json
 from launch import arrays, local, slurm
-from launch.settings import Launcher
+from launch.halving import Halving
+from launch.settings import Launcher, launcher_from
 from launch.standing import ACTIVE, State
 from launch.store import Submission, SweepFolder, read_status, snapshot
 
@@ -65,7 +66,29 @@ def submit(
         for index in indices:
             _give_back(sweep.points[index].run, before[index])
         raise
-    return submission.started_as(job)
+    submission = submission.started_as(job)
+    if place == "slurm":
+        follow(sweep, submission)
+    return submission
+
+
+def follow(sweep: SweepFolder, submission: Submission) -> None:
+    """Lets a job judge the present rung of a halving sweep once the submission's arrays have ended.
+
+    On this machine the scheduler does so.
+    """
+    halving = Halving.open(sweep.path)
+    if halving is None or halving.halted or halving.share is None:
+        return
+    launcher, log = launcher_from(submission.launcher), sweep.path / "logs" / "judge.log"
+    arrays_ids = [job for job, _ in submission.arrays]
+    try:
+        executor = slurm.ArrayExecutor(submission.path / "judge", launcher.max_num_timeout)
+        job = executor.submit_judge(launcher, arrays_ids, log, snapshot(sweep.path), sweep.path)
+    except ConfigError as e:
+        print(f"the rung will not be judged by itself, the sweep's command does it: {e}")
+        return
+    replace(halving, judge=job).write(sweep.path)
 
 
 def _own(run: Path, owner: dict[str, Any]) -> None:
@@ -101,10 +124,12 @@ class Estimate:
         return f"{self.hours:,.2f} {self.unit}-hours at {self.speed:,.0f} images/s"
 
 
-def estimate(todo: list[State], configs: dict[int, Config], launcher: Launcher, pilot: float | None) -> Estimate:
-    """From sweep.pilot, or the median speed of runs of the same model on the same data."""
+def estimate(
+    todo: list[State], configs: dict[int, Config], launcher: Launcher, pilot: float | None, part: float = 1.0
+) -> Estimate:
+    """From sweep.pilot, or the median speed of runs of the same model on the same data. part: of the steps."""
     unit, count = ("GPU", launcher.gpus) if launcher.gpus else ("process", launcher.ranks)
-    images = sum(_left(configs[state.entry.index], state.status) for state in todo)
+    images = part * sum(_left(configs[state.entry.index], state.status) for state in todo)
     speed = pilot or _speed({s.entry.run for s in todo})
     return Estimate(speed, images / speed / 3600 * count if speed else 0.0, unit)
 

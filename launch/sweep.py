@@ -5,6 +5,7 @@ python launch/sweep.py -m seed='range(0,5)' experiment=quickstart --dry-run
 python launch/sweep.py -m … launcher=gpu launcher.partition=a100        resources: configs/launcher/, launcher.*
 python launch/sweep.py -m … sweep.wait=true                             stay, with a live table
 python launch/sweep.py -m … sweep.code=rerun                            begin anew what other code has made
+python launch/sweep.py -m … sweep.halving=3                           a third goes on at 1/9, and at 1/3 of the steps
 
 Hydra's multirun syntax: lists, range(), choice(), glob(), and files with hydra.sweeper.params. The same command
 again submits only what is missing or failed.
@@ -24,8 +25,9 @@ from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import table
 from launch.codes import kept, outdated, warning
-from launch.points import Point, make_points
-from launch.settings import Settings, program, read_settings, sweeps_folder
+from launch.halving import Halving, asked_for, part, settled, waiting
+from launch.points import Point, make_points, with_pause
+from launch.settings import Settings, Sweep, program, read_settings, sweeps_folder
 from launch.standing import State, states
 from launch.store import Entry, SweepFolder, open_sweep, sweep_id
 from launch.submit import estimate, submit, to_submit, where
@@ -55,7 +57,7 @@ def _flags(argv: list[str]) -> list[str]:
 
 def run(settings: Settings, argv: list[str]) -> int:
     """Validates all points, then submits those that need it. Returns the exit code."""
-    launcher = settings.launcher
+    launcher, asked = settings.launcher, _asked(settings.sweep)
     place = where(settings.sweep.where)
     base = sweeps_folder(settings.sweep)
     points, collapsed = make_points(settings.overrides, launcher.ranks, base / "checked")
@@ -70,13 +72,18 @@ def run(settings: Settings, argv: list[str]) -> int:
         found = states(entries)
         if settings.sweep.code == "rerun":
             found = outdated(found)
-        todo = to_submit(found)
-        _plan(settings, path.name, place, found, {e.index: by_signature[e.signature] for e in entries}, collapsed)
+        halving = asked and settled(Halving.open(path), asked, path).advanced(found)
+        todo = to_submit(halving.open_points(found) if halving else found)
+        whole = {e.index: by_signature[e.signature] for e in entries}
+        _plan(settings, path.name, place, found, todo, whole, collapsed, halving)
         if settings.sweep.dry_run:
             return 0
         sweep = open_sweep(path, points, argv)
+        if halving:
+            halving.write(path)
         if todo:
-            yamls = {s.entry.index: by_signature[s.entry.signature].yaml for s in todo}
+            texts = {s.entry.index: whole[s.entry.index].yaml for s in todo}
+            yamls = {i: with_pause(text, halving.share) for i, text in texts.items()} if halving else texts
             with kept(todo):
                 submission = submit(sweep, yamls, launcher, place, settings.sweep.parallel)
             what = (
@@ -90,24 +97,34 @@ def run(settings: Settings, argv: list[str]) -> int:
     _follow(settings, sweep)
     if settings.sweep.wait:
         try:
-            return int(any(s.name != "finished" for s in table.watch(sweep)))
+            good = ("finished", "paused") if halving else ("finished",)
+            return int(any(s.name not in good for s in table.watch(sweep, lambda: waiting(sweep))))
         except KeyboardInterrupt:
             print("the sweep goes on")
     return 0
 
 
+def _asked(sweep: Sweep) -> Halving | None:
+    if sweep.halving is None:
+        return None
+    return asked_for(sweep.halving, sweep.rungs, sweep.objective)
+
+
 def _plan(
-    settings: Settings, name: str, place: str, found: list[State], points: dict[int, Point], collapsed: int
-) -> None:
+    settings: Settings, name: str, place: str, found: list[State], todo: list[State], points: dict[int, Point],
+    collapsed: int, halving: Halving | None,
+) -> None:  # fmt: skip
     """Prints what would be submitted, with what, and at what cost."""
-    launcher, todo = settings.launcher, to_submit(found)
+    launcher = settings.launcher
     duplicates = f", {collapsed} duplicates collapsed" if collapsed else ""
     print(f"sweep {name}: {len(found)} points ({table.counts(found)}{duplicates}), {len(todo)} to submit")
+    if halving:
+        print(f"  {halving.plan(found)}")
     if todo:
         print(f"  each: {launcher.nodes} node(s) x {launcher.tasks} task(s), {launcher.gpus} GPU(s), on {place}")
         print("  " + " ".join(f"{k}={v}" for k, v in launcher.public().items()))
-        cost = estimate(todo, {i: p.config for i, p in points.items()}, launcher, settings.sweep.pilot)
-        print(f"  estimate: {cost}")
+        configs = {i: p.config for i, p in points.items()}
+        print(f"  estimate: {estimate(todo, configs, launcher, settings.sweep.pilot, part(halving, found))}")
     if said := warning(found):
         print(said)
     if settings.sweep.dry_run:

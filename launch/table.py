@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,14 @@ from rich.text import Text
 from launch.standing import ACTIVE, State, states
 from launch.store import SweepFolder
 
-_COLOURS = {"finished": "green", "running": "cyan", "pending": "dim", "failed": "red", "lost": "red"}
+_COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "pending": "dim",
+    "paused": "yellow",
+    "failed": "red",
+    "lost": "red",
+}
 REFRESH = 2.0  # seconds between two looks
 
 
@@ -83,12 +91,15 @@ def show(found: list[State], keys: list[str]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def watch(sweep: SweepFolder) -> list[State]:
-    """Shows the table until no point is waiting or running; a line for each change where there is no terminal."""
+def watch(sweep: SweepFolder, more: Callable[[], bool] = lambda: False) -> list[State]:
+    """Shows the table until no point is waiting or running; a line for each change where there is no terminal.
+
+    more: whether some will be, though none is.
+    """
     console = Console()
     found, before = states(sweep.points), ""
     with Live(table(found, sweep.keys), console=console, auto_refresh=False, transient=True) as live:
-        while any(s.name in ACTIVE for s in found):
+        while any(s.name in ACTIVE for s in found) or more():
             if console.is_terminal:
                 live.update(table(found, sweep.keys), refresh=True)
             elif counts(found) != before:
