@@ -169,11 +169,11 @@ def asked_for(by: int, rungs: int, objective: str | None) -> Halving:
 def waiting(sweep: SweepFolder) -> bool:
     """Whether a judgement is under way, or will be without anybody's command."""
     found = Halving.open(sweep.path)
-    if found is None or found.halted or found.share is None:
+    if found is None or found.halted:
         return False
-    submissions = sweep.submissions()
-    if submissions and submissions[-1].where == "local":
-        return local.alive(submissions[-1])
+    # A scheduler lives until its judge has submitted what follows.
+    if any(local.alive(s) for s in sweep.submissions() if s.where == "local"):
+        return True
     return bool(found.judge) and slurm.waits(found.judge)
 
 
