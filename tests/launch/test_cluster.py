@@ -11,10 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from dtrain.files import read_json
 from launch.store import SweepFolder
-from tests.launch.support import CLUSTER, EVALUATION, ROOT, SMALL, Cluster, Project, uncounted, until, write_noise
+from tests.launch.support import (
+    CLUSTER,
+    EVALUATION,
+    ROOT,
+    SMALL,
+    Cluster,
+    Project,
+    uncounted,
+    until,
+    weights,
+    write_noise,
+)
 
 GRID = ("-m", "model=stackedwae", "lambda=grid", "trainer.max_steps=4", "launcher.array_parallelism=4")
 
@@ -69,6 +81,30 @@ def test_the_same_command_submits_only_what_is_missing(grid: SweepFolder, projec
     assert grid.submissions()[-1].indices == [7]
     project.wait(grid.id)
     assert "submitted 0 points" in project("sweep.py", *GRID)
+
+
+def test_a_halved_grid_is_judged_by_jobs_and_ends_with_the_weights_of_the_whole_one(
+    grid: SweepFolder, project: Project, tmp_path: Path
+) -> None:
+    pairs = ("model=stackedwae", "model.lambda_rec=.01,.05", "model.lambda_match=1e-4,1e-3", GRID[3])
+    submitted = project.sweep(*pairs, "run.root=halved", "sweep.halving=2", "sweep.rungs=1")
+    sweep = SweepFolder.open(project.path / "sweeps" / submitted)
+    until(
+        lambda: states(sweep) == ["finished"] * 2 + ["paused"] * 2, 240, lambda: project("jobs.py", "logs", sweep.id)
+    )
+    assert "2 of 2 points have come to all of the steps" in project("jobs.py", "status", sweep.id)
+    for point in sweep.points:
+        status = read_json(point.run / "status.json")
+        assert status["step"] == (4 if status["state"] == "finished" else 2)
+        if status["state"] == "finished":
+            whole = next(p.run for p in grid.points if p.signature == point.signature)
+            one, other = weights(point.run, tmp_path), weights(whole, tmp_path)
+            assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in other)
+
+
+def states(sweep: SweepFolder) -> list[str]:
+    """What the runs say of themselves, in order."""
+    return sorted(str(read_json(p.run / "status.json").get("state")) for p in sweep.points)
 
 
 def test_an_impossible_point_stops_the_whole_sweep(project: Project, cluster: Cluster) -> None:
