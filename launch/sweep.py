@@ -16,6 +16,7 @@ from __future__ import annotations
 import gc
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # as a script, Python would look in launch/ only
@@ -24,7 +25,7 @@ if not __package__:  # as a script, Python would look in launch/ only
 from dtrain.config import ConfigError
 from dtrain.files import locked
 from launch import table
-from launch.codes import kept, outdated, warning
+from launch.codes import OUTDATED, kept, outdated, warning
 from launch.halving import Halving, asked_for, part, settled, waiting
 from launch.points import Point, make_points, with_pause
 from launch.settings import Settings, Sweep, program, read_settings, sweeps_folder
@@ -55,81 +56,99 @@ def _flags(argv: list[str]) -> list[str]:
     return [a for word in argv if (a := known.get(word, word)) is not None]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a command is about: a sweep's folder, its points by index and their states, and those to submit."""
+
+    path: Path
+    place: str
+    points: dict[int, Point]
+    found: list[State]
+    todo: list[State]
+    halving: Halving | None
+
+
 def run(settings: Settings, argv: list[str]) -> int:
     """Validates all points, then submits those that need it. Returns the exit code."""
-    launcher, asked = settings.launcher, _asked(settings.sweep)
+    asked = None
+    if settings.sweep.halving is not None:
+        asked = asked_for(settings.sweep.halving, settings.sweep.rungs, settings.sweep.objective)
     place = where(settings.sweep.where)
     base = sweeps_folder(settings.sweep)
-    points, collapsed = make_points(settings.overrides, launcher.ranks, base / "checked")
+    points, collapsed = make_points(settings.overrides, settings.launcher.ranks, base / "checked")
     name = settings.sweep.name or points[0].run.name.rpartition("-")[0]
-    path = base / sweep_id(points, name)
-    by_signature = {p.signature: p for p in points}
     with locked(base / "lock"):  # two commands at once must not both find a point missing
-        fresh = [Entry(i, p.values, p.signature, p.run) for i, p in enumerate(points)]
-        entries = SweepFolder.open(path).points if (path / "sweep.json").exists() else fresh
-        if {e.signature for e in entries} != set(by_signature):
-            raise ConfigError(f"{path / 'sweep.json'} is damaged: it holds other points; remove it and try again")
-        found = states(entries)
-        if settings.sweep.code == "rerun":
-            found = outdated(found)
-        halving = asked and settled(Halving.open(path), asked, path).advanced(found)
-        todo = to_submit(halving.open_points(found) if halving else found)
-        whole = {e.index: by_signature[e.signature] for e in entries}
-        _plan(settings, path.name, place, found, todo, whole, collapsed, halving)
+        plan = _plan(settings.sweep, base / sweep_id(points, name), place, points, asked)
+        _show(settings, plan, collapsed)
         if settings.sweep.dry_run:
             return 0
-        sweep = open_sweep(path, points, argv)
-        if halving:
-            halving.write(path)
-        if todo:
-            texts = {s.entry.index: whole[s.entry.index].yaml for s in todo}
-            yamls = {i: with_pause(text, halving.share) for i, text in texts.items()} if halving else texts
-            with kept(todo):
-                submission = submit(sweep, yamls, launcher, place, settings.sweep.parallel)
-            what = (
-                f"array{'s' * (len(submission.arrays) > 1)} {submission.job}"
-                if place == "slurm"
-                else f"{submission.parallel} at a time on this machine"
-            )
-            print(f"submitted {len(todo)} points of {sweep.id}: {what}")
-        else:
-            print(f"submitted 0 points of {sweep.id}: {table.counts(found)}")
+        sweep = open_sweep(plan.path, points, argv)
+        if plan.halving:
+            plan.halving.write(sweep.path)
+        print(_submitted(settings, sweep, plan))
     _follow(settings, sweep)
-    if settings.sweep.wait:
-        try:
-            good = ("finished", "paused") if halving else ("finished",)
-            return int(any(s.name not in good for s in table.watch(sweep, lambda: waiting(sweep))))
-        except KeyboardInterrupt:
-            print("the sweep goes on")
-    return 0
+    return _wait(sweep, plan) if settings.sweep.wait else 0
 
 
-def _asked(sweep: Sweep) -> Halving | None:
-    if sweep.halving is None:
-        return None
-    return asked_for(sweep.halving, sweep.rungs, sweep.objective)
+def _plan(sweep: Sweep, path: Path, place: str, points: list[Point], asked: Halving | None) -> Plan:
+    """Reads where every point stands, and judges what can be judged. Raises ConfigError."""
+    by_signature = {p.signature: p for p in points}
+    fresh = [Entry(i, p.values, p.signature, p.run) for i, p in enumerate(points)]
+    entries = SweepFolder.open(path).points if (path / "sweep.json").exists() else fresh
+    if {e.signature for e in entries} != set(by_signature):
+        raise ConfigError(f"{path / 'sweep.json'} is damaged: it holds other points; remove it and try again")
+    found = states(entries)
+    if sweep.code == "rerun":
+        found = outdated(found)
+    halving = asked
+    if asked and not any(s.name == OUTDATED for s in found):  # else what was judged is of other code
+        halving = settled(Halving.open(path), asked, path).advanced(found)
+    todo = to_submit(halving.open_points(found) if halving else found)
+    return Plan(path, place, {e.index: by_signature[e.signature] for e in entries}, found, todo, halving)
 
 
-def _plan(
-    settings: Settings, name: str, place: str, found: list[State], todo: list[State], points: dict[int, Point],
-    collapsed: int, halving: Halving | None,
-) -> None:  # fmt: skip
+def _show(settings: Settings, plan: Plan, collapsed: int) -> None:
     """Prints what would be submitted, with what, and at what cost."""
-    launcher = settings.launcher
+    launcher, found, todo = settings.launcher, plan.found, plan.todo
     duplicates = f", {collapsed} duplicates collapsed" if collapsed else ""
-    print(f"sweep {name}: {len(found)} points ({table.counts(found)}{duplicates}), {len(todo)} to submit")
-    if halving:
-        print(f"  {halving.plan(found)}")
+    print(f"sweep {plan.path.name}: {len(found)} points ({table.counts(found)}{duplicates}), {len(todo)} to submit")
+    if plan.halving:
+        print(f"  {plan.halving.plan(found)}")
     if todo:
-        print(f"  each: {launcher.nodes} node(s) x {launcher.tasks} task(s), {launcher.gpus} GPU(s), on {place}")
+        print(f"  each: {launcher.nodes} node(s) x {launcher.tasks} task(s), {launcher.gpus} GPU(s), on {plan.place}")
         print("  " + " ".join(f"{k}={v}" for k, v in launcher.public().items()))
-        configs = {i: p.config for i, p in points.items()}
-        print(f"  estimate: {estimate(todo, configs, launcher, settings.sweep.pilot, part(halving, found))}")
+        configs = {i: p.config for i, p in plan.points.items()}
+        print(f"  estimate: {estimate(todo, configs, launcher, settings.sweep.pilot, part(plan.halving, found))}")
     if said := warning(found):
         print(said)
     if settings.sweep.dry_run:
         table.show(found, list(found[0].entry.values))
         print("dry run: nothing was submitted")
+
+
+def _submitted(settings: Settings, sweep: SweepFolder, plan: Plan) -> str:
+    """Submits what is to be submitted; a line that says so. Raises ConfigError."""
+    if not plan.todo:
+        return f"submitted 0 points of {sweep.id}: {table.counts(plan.found)}"
+    yamls = {s.entry.index: plan.points[s.entry.index].yaml for s in plan.todo}
+    if plan.halving:
+        yamls = {i: with_pause(text, plan.halving.share) for i, text in yamls.items()}
+    with kept(plan.todo):
+        submission = submit(sweep, yamls, settings.launcher, plan.place, settings.sweep.parallel)
+    what = f"{submission.parallel} at a time on this machine"
+    if plan.place == "slurm":
+        what = f"array{'s' * (len(submission.arrays) > 1)} {submission.job}"
+    return f"submitted {len(plan.todo)} points of {sweep.id}: {what}"
+
+
+def _wait(sweep: SweepFolder, plan: Plan) -> int:
+    """Shows the live table to the end. The exit code: 1 if a point has not come to where it should."""
+    good = ("finished", "paused") if plan.halving else ("finished",)
+    try:
+        return int(any(s.name not in good for s in table.watch(sweep, lambda: waiting(sweep))))
+    except KeyboardInterrupt:
+        print("the sweep goes on")
+        return 0
 
 
 def _follow(settings: Settings, sweep: SweepFolder) -> None:
