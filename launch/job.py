@@ -65,7 +65,8 @@ def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Ma
     """The commands to start and their environments: srun's tasks, or this machine's processes."""
     launcher = launcher_from(submission.launcher)
     program = ["-m", "dtrain", "--config", str(submission.config(index))]
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(launcher.cpus_per_task or 1)}
+    cores = max(1, (launcher.cpus_per_task or 1) // launcher.points_per_gpu)
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(cores)}
     if submission.where == "slurm":
         return [[*_srun(launcher.ranks), *program]], [threads]
     with socket.socket() as s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -24,11 +26,23 @@ def gpus() -> list[str]:
     """The GPUs that runs may use: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [g for g in visible.split(",") if g]
+        # As CUDA reads it: -1 ends the list.
+        return list(itertools.takewhile(lambda g: g and not g.startswith("-"), visible.split(",")))
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     return [str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU")]
+
+
+def fitted(launcher: Launcher, devices: set[str]) -> Launcher:
+    """With a GPU for each process where nothing else is asked for, this machine has GPUs, and a run may use one.
+
+    devices: the runs' trainer.device.
+    """
+    asked = launcher.gpus_per_node is not None or launcher.gpus_per_task is not None
+    if asked or devices <= {"cpu"} or not gpus():
+        return launcher
+    return replace(launcher, gpus_per_node=launcher.tasks)
 
 
 def places(launcher: Launcher, parallel: int | None) -> int:
@@ -37,9 +51,11 @@ def places(launcher: Launcher, parallel: int | None) -> int:
         raise ConfigError(f"launcher.nodes={launcher.nodes}: there is no cluster here, and this machine is one node")
     have = len(gpus())
     if launcher.gpus > have:
-        raise ConfigError(f"a run asks for {launcher.gpus} GPUs (launcher.gpus_per_node) and this machine has {have}")
+        raise ConfigError(
+            f"a run asks for {launcher.gpus} GPUs (launcher.gpus_per_node) and this machine has {have}; 0 takes none"
+        )
     if launcher.gpus:
-        fit = have // launcher.gpus
+        fit = have // launcher.gpus * launcher.points_per_gpu
         return min(parallel or fit, fit)
     cores = launcher.ranks * (launcher.cpus_per_task or 1)
     return parallel or max(1, len(os.sched_getaffinity(0)) // cores)
@@ -74,14 +90,16 @@ def _found(submission: Submission) -> bool:
 
 
 class Scheduler:
-    """Runs the points of a submission in order, `parallel` at a time, each with its own GPUs."""
+    """Runs the points of a submission in order, `parallel` at a time, each with the GPUs that are used the least."""
 
     def __init__(self, submission: Submission) -> None:
         self.submission = submission
         launcher = launcher_from(submission.launcher)
         devices, each = gpus(), launcher.gpus
-        self.free = [devices[i * each : (i + 1) * each] for i in range(submission.parallel)]
         self.uses_gpus = each > 0
+        sets = [devices[i : i + each] for i in range(0, len(devices) - each + 1, each)] if each else [[]]
+        # A place for each run at a time, over all sets of GPUs in turn.
+        self.free = list(itertools.islice(itertools.cycle(sets), submission.parallel))
         self.running: dict[subprocess.Popen[bytes], tuple[int, list[str]]] = {}
         self.beaten = -BEAT
         self.stopping = False
@@ -122,7 +140,8 @@ class Scheduler:
     def _start(self, index: int) -> None:
         if self.submission.cancelled(index).exists():
             return
-        devices = self.free.pop(0)
+        devices = max(self.free, key=self.free.count)
+        self.free.remove(devices)
         environment = dict(os.environ)
         if self.uses_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)

@@ -27,12 +27,13 @@ _FOREIGN = ("_target_", "submitit_folder", "stderr_to_stdout")
 _LEAST = {
     "nodes": 1, "tasks_per_node": 1, "timeout_min": 1, "array_parallelism": 1, "cpus_per_task": 1, "cpus_per_gpu": 1,
     "gpus_per_node": 0, "gpus_per_task": 0, "mem_gb": 0, "signal_delay_s": 0, "max_num_timeout": 0,
+    "points_per_gpu": 1,
 }  # fmt: skip
 
 
 @dataclass
 class Launcher(SlurmQueueConf):
-    """hydra-submitit-launcher's fields with defaults that keep work, and two fields that it lacks."""
+    """hydra-submitit-launcher's fields with defaults that keep work, and three fields that it lacks."""
 
     name: str = "dtrain"
     submitit_folder: str = ""
@@ -45,6 +46,8 @@ class Launcher(SlurmQueueConf):
     dependency: str | None = None
     # Whole nodes.
     exclusive: bool | None = None
+    # Points that run on a GPU at the same time, each a process of its own. They share the GPU, cores and memory.
+    points_per_gpu: int = 1
 
     @property
     def tasks(self) -> int:
@@ -60,6 +63,14 @@ class Launcher(SlurmQueueConf):
     def gpus(self) -> int:
         """GPUs of a run."""
         return self.nodes * ((self.gpus_per_node or 0) or self.tasks * (self.gpus_per_task or 0))
+
+    def check_shared(self) -> None:
+        """ConfigError unless points that are to share a GPU take one GPU each."""
+        if self.points_per_gpu > 1 and (self.ranks, self.gpus) != (1, 1):
+            raise ConfigError(
+                f"launcher.points_per_gpu={self.points_per_gpu}: only runs of one process on one GPU can share "
+                f"it, these take {self.ranks} and {self.gpus}: set launcher.gpus_per_node=1, one node and one task"
+            )
 
     def public(self) -> dict[str, Any]:
         """The fields that are set, for the plan and for sweep.json."""
@@ -142,6 +153,7 @@ def overridden(launcher: Launcher, overrides: list[str]) -> Launcher:
     parsed = OverridesParser.create().parse_overrides(overrides)
     changed = _merge(Launcher, launcher.public(), [o for o in parsed if o.key_or_group.startswith("launcher.")])
     _check_launcher(changed)
+    changed.check_shared()
     return changed
 
 

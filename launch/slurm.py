@@ -56,7 +56,7 @@ class ArrayExecutor(SlurmExecutor):
         return self._submit_module(fields, {"output": str(log)}, code, f"launch.judge {shlex.quote(str(sweep))}")
 
     def _submit_module(self, fields: dict[str, Any], extra: dict[str, Any], code: Path, module: str) -> str:
-        fields = {k: v for k, v in fields.items() if k != "max_num_timeout"}
+        fields = {k: v for k, v in fields.items() if k not in ("max_num_timeout", "points_per_gpu")}
         fields["additional_parameters"] = fields.get("additional_parameters", {}) | extra | {"requeue": True}
         # The header is submitit's; srun is started by launch.job, once for each attempt.
         self.parameters = self._convert_parameters(fields) | {

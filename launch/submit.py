@@ -35,6 +35,22 @@ def where(asked: str) -> str:
     return place
 
 
+def resources(launcher: Launcher, place: str, devices: set[str]) -> Launcher:
+    """What each run gets, with this machine's GPUs. devices: the runs' trainer.device. Raises ConfigError."""
+    launcher = local.fitted(launcher, devices) if place == "local" else launcher
+    launcher.check_shared()
+    return launcher
+
+
+def spread(launcher: Launcher, place: str, parallel: int | None) -> str:
+    """How many points run at a time, and on how many GPUs, for the plan. Raises ConfigError as `local.places`."""
+    shared = f", up to {launcher.points_per_gpu} on each" if launcher.points_per_gpu > 1 else ""
+    if place == "slurm":
+        return shared
+    places = local.places(launcher, parallel)
+    return f", {places} at a time" + (f" on {len(local.gpus())} GPUs{shared}" if launcher.gpus else "")
+
+
 def to_submit(states: list[State]) -> list[State]:
     """The points that are neither finished nor waiting or running somewhere."""
     return [s for s in states if s.name != "finished" and s.name not in ACTIVE]
@@ -128,7 +144,9 @@ def estimate(
     todo: list[State], configs: dict[int, Config], launcher: Launcher, pilot: float | None, part: float = 1.0
 ) -> Estimate:
     """From sweep.pilot, or the median speed of runs of the same model on the same data. part: of the steps."""
-    unit, count = ("GPU", launcher.gpus) if launcher.gpus else ("process", launcher.ranks)
+    unit, count = "GPU", launcher.gpus / launcher.points_per_gpu
+    if not launcher.gpus:
+        unit, count = "process", launcher.ranks
     images = part * sum(_left(configs[state.entry.index], state.status) for state in todo)
     speed = pilot or _speed({s.entry.run for s in todo})
     return Estimate(speed, images / speed / 3600 * count if speed else 0.0, unit)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import gc
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if not __package__:  # as a script, Python would look in launch/ only
@@ -31,7 +31,7 @@ from launch.points import Point, make_points, with_pause
 from launch.settings import Settings, Sweep, program, read_settings, sweeps_folder
 from launch.standing import State, states
 from launch.store import Entry, SweepFolder, open_sweep, sweep_id
-from launch.submit import estimate, submit, to_submit, where
+from launch.submit import estimate, resources, spread, submit, to_submit, where
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,6 +76,8 @@ def run(settings: Settings, argv: list[str]) -> int:
     place = where(settings.sweep.where)
     base = sweeps_folder(settings.sweep)
     points, collapsed = make_points(settings.overrides, settings.launcher.ranks, base / "checked")
+    launcher = resources(settings.launcher, place, {p.config.trainer.device for p in points})
+    settings = replace(settings, launcher=launcher)
     name = settings.sweep.name or points[0].run.name.rpartition("-")[0]
     with locked(base / "lock"):  # two commands at once must not both find a point missing
         plan = _plan(settings.sweep, base / sweep_id(points, name), place, points, asked)
@@ -115,7 +117,8 @@ def _show(settings: Settings, plan: Plan, collapsed: int) -> None:
     if plan.halving:
         print(f"  {plan.halving.plan(found)}")
     if todo:
-        print(f"  each: {launcher.nodes} node(s) x {launcher.tasks} task(s), {launcher.gpus} GPU(s), on {plan.place}")
+        print(f"  each: {launcher.nodes} node(s) x {launcher.tasks} task(s), {launcher.gpus} GPU(s), on {plan.place}"
+              + spread(launcher, plan.place, settings.sweep.parallel))  # fmt: skip
         print("  " + " ".join(f"{k}={v}" for k, v in launcher.public().items()))
         configs = {i: p.config for i, p in plan.points.items()}
         print(f"  estimate: {estimate(todo, configs, launcher, settings.sweep.pilot, part(plan.halving, found))}")
