@@ -129,6 +129,7 @@ class TrainerConfig(_Section):
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     sync_batchnorm: bool
     compile: bool
+    deterministic: bool = False
     activation_checkpointing: bool
     channels_last: bool
     device: Literal["auto", "cpu", "cuda"]
@@ -232,8 +233,8 @@ OPERATIONAL = {
     "data": {"path", "prepare"},
     "model": {"workers"},
     "trainer": {
-        "micro_batches", "strategy", "shard_size", "compile", "activation_checkpointing", "channels_last", "device",
-        "log_every", "evaluate_every", "patience", "checkpoint", "timeout",
+        "micro_batches", "strategy", "shard_size", "compile", "deterministic", "activation_checkpointing",
+        "channels_last", "device", "log_every", "evaluate_every", "patience", "checkpoint", "timeout",
     },
 }  # fmt: skip
 

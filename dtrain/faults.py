@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dtrain.config import ConfigError
 from dtrain.world import RanksMissing, World
 
 
@@ -40,7 +41,13 @@ COLLECTIVE = re.compile(
 
 
 def explain(error: BaseException, world: World, step: int) -> BaseException:
-    """A failed collective as RanksMissing with the ranks that did not arrive; any other error as it is."""
+    """A failed collective as RanksMissing with the ranks that did not arrive; any other error as it is.
+
+    ConfigError for an operation that trainer.deterministic does not allow.
+    """
+    operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
+    if isinstance(error, RuntimeError) and refused:
+        return ConfigError(f"trainer.deterministic=true: this run needs {operation}, which is not; set it to false")
     network = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and COLLECTIVE.search(str(error)))
     if world.size == 1 or not network:
         return error

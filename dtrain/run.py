@@ -68,7 +68,7 @@ def run(config: Config, yaml: str) -> int:
             if rank == 0:
                 print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
             return 0
-    world = start(config.trainer.device, config.trainer.timeout)
+    world = start(config.trainer.device, config.trainer.timeout, config.trainer.deterministic)
     if config.trainer.precision == "tf32":
         torch.set_float32_matmul_precision("high")
     if world.main and emulated(config.trainer.precision, world.device):

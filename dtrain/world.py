@@ -92,8 +92,21 @@ def _slurm_address() -> None:
         os.environ["MASTER_PORT"] = str(port)
 
 
-def start(device: str = "auto", timeout: float = 600.0) -> World:
-    """Joins the process group that the environment describes; one process needs none."""
+def determine() -> None:
+    """Kernels and reductions that give the same bits each time, for the whole process, before CUDA is in use.
+
+    An operation that has no such kernel raises RuntimeError from then on. The ring alone adds in the order of the
+    ranks: NCCL would choose a tree or the switches by message and machine.
+    """
+    os.environ |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
+    torch.use_deterministic_algorithms(True)  # torch.compile's choices of kernels too
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def start(device: str = "auto", timeout: float = 600.0, deterministic: bool = False) -> World:
+    """Joins the process group that the environment describes; one process needs none. Raises ConfigError."""
+    if deterministic:
+        determine()
     rank, size, local_rank = environment()
     cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if cuda and not torch.cuda.is_available():

@@ -14,7 +14,7 @@ from tests.adversary import Adversary
 
 class Poisoned(Adversary):
     """On the rank that reads one of these positions: nan_at: the term "pixels" is NaN; nan_gradient_at: the terms are
-    finite and the gradients are NaN; hang_at: it sleeps.
+    finite and the gradients are NaN; hang_at: it sleeps. puts: an operation without a deterministic kernel.
     """
 
     def __init__(
@@ -24,8 +24,10 @@ class Poisoned(Adversary):
         nan_at: Sequence[int] = (),
         nan_gradient_at: Sequence[int] = (),
         hang_at: Sequence[int] = (),
+        puts: bool = False,
     ) -> None:
         super().__init__(data)
+        self.puts = puts
         self.nan_at, self.hang_at = torch.tensor(list(nan_at)), torch.tensor(list(hang_at))
         self.nan_gradient_at = torch.tensor(list(nan_gradient_at))
 
@@ -37,4 +39,6 @@ class Poisoned(Adversary):
             terms["fool"] = terms["fool"] + (terms["pixels"] * 0).sqrt()  # 0 times the infinite slope at 0
         if torch.isin(batch.noise.position, self.hang_at).any():
             time.sleep(30)
+        if self.puts:
+            torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
         return terms

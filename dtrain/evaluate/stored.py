@@ -51,7 +51,7 @@ def opened(config: Config, folder: Path, bar: Bar | None = None) -> Iterator[tup
     check(config.evaluate, splits[0])
     algorithm = build_algorithm(config, facts(splits[0]))
     check_model(config.evaluate, algorithm, splits[0])
-    world = start(config.trainer.device, config.trainer.timeout)
+    world = start(config.trainer.device, config.trainer.timeout, config.trainer.deterministic)
     try:
         train, valid, test = build_loaders(config, algorithm, splits, world)
         stop = StopSignal(world)
