@@ -1,8 +1,9 @@
-"""Seconds that launch/jobs.py status takes for a sweep of full-length runs, with the start of Python.
+"""Seconds that launch/jobs.py status and launch/collect.py take for a sweep of full-length runs, with Python's start.
 
 python benchmarks/status.py [POINTS …]    default 1000
 
-The runs are written here: finished ones and failed ones, with metrics of 46,900 lines and logs of 2,000.
+The runs are written here: finished ones and failed ones, with metrics of 46,900 lines, an evaluation after every
+1,000, and logs of 2,000. cpu_seconds are those of the processor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ def write_sweep(folder: Path, points: int) -> str:
     names = [f"loss/level{i}/{term}" for i in range(1, 6) for term in ("rec", "match", "total")]
     line = {"kind": "train", "time": time.time(), "images_per_s": 9000.0, **dict.fromkeys(names, 0.123456789)}
     metrics = folder / "metrics.jsonl"
-    metrics.write_text("".join(json.dumps({**line, "step": step}) + "\n" for step in range(1, STEPS + 1)))
+    shown = {"kind": "evaluation", "objective": 0.5, "mse/level1": 0.1, "isc/digits/normal": 7.5}
+    with metrics.open("w") as f:
+        for step in range(1, STEPS + 1):
+            f.write(json.dumps({**line, "step": step}) + "\n")
+            for split in ("valid", "test") if step == STEPS else ("valid",) * (step % 1000 == 0):
+                f.write(json.dumps({**shown, "split": split, "step": step}) + "\n")
     entries = []
     for index in range(points):
         run = folder / "runs" / f"run-{index:05d}"
@@ -60,16 +66,26 @@ def write_sweep(folder: Path, points: int) -> str:
 
 
 def measure(points: int) -> None:
-    """Prints one JSON line: the median."""
+    """Prints a JSON line for each command: the medians."""
     with tempfile.TemporaryDirectory() as work:
         name = write_sweep(Path(work), points)
-        seconds = []
-        for _ in range(REPEATS):
-            begin = time.perf_counter()
-            command = [sys.executable, str(ROOT / "launch" / "jobs.py"), "status", name]
-            subprocess.run(command, cwd=work, check=True, stdout=subprocess.DEVNULL)
-            seconds.append(time.perf_counter() - begin)
-    print(json.dumps({"benchmark": "status", "points": points, "seconds": round(statistics.median(seconds), 2)}))
+        for benchmark, command in (("status", ["jobs.py", "status"]), ("collect", ["collect.py"])):
+            whole, cpu = zip(*(_seconds([*command, name], work) for _ in range(REPEATS)), strict=True)
+            line = {"seconds": round(statistics.median(whole), 2), "cpu_seconds": round(statistics.median(cpu), 2)}
+            print(json.dumps({"benchmark": benchmark, "points": points, **line}), flush=True)
+
+
+def _seconds(command: list[str], work: str) -> tuple[float, float]:
+    """A command of launch/ by the clock, and of the processor."""
+    begin, before = time.perf_counter(), os.times()
+    script, *arguments = command
+    subprocess.run(
+        [sys.executable, str(ROOT / "launch" / script), *arguments],
+        cwd=work, check=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - begin, used
 
 
 if __name__ == "__main__":

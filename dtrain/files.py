@@ -78,14 +78,30 @@ def read_lines(path: Path, holding: bytes = b"") -> list[dict[str, Any]]:
     holding: only of lines in which this occurs, which saves reading the others.
     """
     try:
-        whole = path.read_bytes().split(b"\n")[:-1]
+        content = path.read_bytes()
     except OSError:
         return []
+    if holding:
+        content = b"".join(content[b : content.find(b"\n", b) + 1] for b in begins(content, holding))
+    return parse_lines(content)
+
+
+def parse_lines(content: bytes) -> list[dict[str, Any]]:
+    """The objects of JSON lines but for lines cut short, damaged or being written."""
     lines = []
-    for line in (w for w in whole if holding in w):
+    for line in content.split(b"\n")[:-1]:
         with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(line))
     return [line for line in lines if isinstance(line, dict)]
+
+
+def begins(content: bytes, text: bytes) -> Iterator[int]:
+    """Where the lines begin in which a text occurs."""
+    at = content.find(text)
+    while at >= 0:
+        yield content.rfind(b"\n", 0, at) + 1
+        end = content.find(b"\n", at)
+        at = content.find(text, end) if end >= 0 else -1
 
 
 def drop_after(path: Path, step: int) -> None:

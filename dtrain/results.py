@@ -6,18 +6,49 @@ import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtrain.files import read_lines
+from dtrain.files import begins, read_lines
 
 if TYPE_CHECKING:
     import pandas as pd
 
+LINE = 512  # bytes of a line of metrics.jsonl, about
 NOT_METRICS = ("kind", "step", "time", "split", "epoch")
 
 
 def last_evaluations(run: Path) -> list[dict[str, Any]]:
     """The lines of the run folder's last evaluated step, on every split; [] if it was never evaluated."""
-    lines = _evaluations(run)
-    return [m for m in lines if m.get("step") == lines[-1].get("step")]
+    return last_evaluated(_evaluations(run))
+
+
+def last_evaluated(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`last_evaluations` of lines of metrics.jsonl that have been read."""
+    found = [m for m in lines if m.get("kind") == "evaluation"]
+    return [m for m in found if m.get("step") == found[-1].get("step")]
+
+
+def thinned(run: Path, most: int) -> bytes:
+    """The run folder's metrics.jsonl, of many more lines than `most` what a table and a curve need.
+
+    All starts and evaluations, with what comes before them back to a line of training; about `most` others, evenly
+    spread; and the end. b"" if there is none.
+    """
+    try:
+        content = (run / "metrics.jsonl").read_bytes()
+    except OSError:
+        return b""
+    content = content[: content.rfind(b"\n") + 1]  # without a line that is being written
+    if len(content) <= most * LINE:
+        return content
+    kept = set[int]()
+    for mark in sorted({*begins(content, b'"evaluation"'), *begins(content, b'"start"'), len(content)}):
+        at = mark
+        while at not in kept:
+            kept.add(at)
+            if at == 0 or (at < mark and b'"train"' in content[at : content.index(b"\n", at)]):
+                break
+            at = content.rfind(b"\n", 0, at - 1) + 1
+    kept |= {content.rfind(b"\n", 0, i * len(content) // most) + 1 for i in range(most)}
+    return b"".join(content[at : content.find(b"\n", at) + 1] for at in sorted(kept))
 
 
 def evaluation_from(run: Path, step: int | float) -> list[dict[str, Any]]:

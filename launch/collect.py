@@ -20,7 +20,7 @@ if not __package__:  # as a script, Python would look in launch/ only
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dtrain.config import ConfigError
-from dtrain.report.sweep import sweep_page
+from dtrain.report.sweep import write_page
 from dtrain.results import inert
 from dtrain.results import markdown as as_markdown
 from launch.codes import mixed
@@ -98,7 +98,7 @@ def collect(
     if front and points:
         draw_front(out / "front.png", points, [(x, y) for x, y in front])
         files.append(out / "front.png")
-    sweep_page(sweep.path, out / "report.html", objective)
+    write_page(sweep, rows, kept, out / "report.html", objective)
     files.append(out / "report.html")
     print("wrote " + " ".join(map(str, files)))
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dtrain.config import ConfigError
+from dtrain.files import parse_lines
 from dtrain.metrics import LARGER, SMALLER, family, larger_is_better, order
-from dtrain.results import last_evaluations, metrics_on
+from dtrain.results import last_evaluated, metrics_on, thinned
 from launch.codes import kept_runs
 from launch.standing import State, states
 from launch.store import SweepFolder, read_status
@@ -15,17 +16,20 @@ from launch.store import SweepFolder, read_status
 if TYPE_CHECKING:
     import pandas as pd
 
+VALUES = 4000  # of all points' curves of a metric together
+
 
 @dataclass(frozen=True)
 class Row:
     """A point and the numbers of its result, {} if there is none yet.
 
-    metrics: on the validation split, which all is judged by. test: on the test split.
+    metrics: on the validation split, which all is judged by. test: on the test split. log: metrics.jsonl, `thinned`.
     """
 
     state: State
     metrics: dict[str, float]
     test: dict[str, float]
+    log: bytes = b""
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -76,20 +80,26 @@ def frame_of(rows: list[Row], keys: list[str]) -> pd.DataFrame:
 
 def read_rows(sweep: SweepFolder) -> list[Row]:
     """Every point with the evaluations of its result, whose metrics a later one adds to."""
-    return [_row(state) for state in states(sweep.points)]
+    return [_row(state, len(sweep.points)) for state in states(sweep.points)]
 
 
-def _row(state: State) -> Row:
+def curve_length(points: int) -> int:
+    """The most values that a point's curve of a metric has, of so many points."""
+    return min(300, max(20, VALUES // points))
+
+
+def _row(state: State, points: int) -> Row:
+    log = thinned(state.entry.run, 4 * curve_length(points))
     # An evaluation in mid-training is no result.
-    lines = last_evaluations(state.entry.run) if state.name in ("finished", "kept") else []
-    return Row(state, metrics_on("valid", lines), metrics_on("test", lines))
+    lines = last_evaluated(parse_lines(log)) if state.name in ("finished", "kept") else []
+    return Row(state, metrics_on("valid", lines), metrics_on("test", lines), log)
 
 
 def kept_rows(sweep: SweepFolder) -> list[Row]:
     """The results of other code that sweep.code=rerun has kept, the newest of each point and code."""
     found = [State(entry, "kept", read_status(entry.run), None) for entry in kept_runs(sweep.points)]
     newest = {(s.code, s.entry.index): s for s in found if s.status.get("state") == "finished"}
-    return [_row(state) for state in newest.values()]
+    return [_row(state, len(sweep.points)) for state in newest.values()]
 
 
 def kept_settings(rows: list[Row], objective: str) -> list[Setting]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dtrain.files import read_json, read_lines
+from dtrain.files import parse_lines, read_json
 from dtrain.hours import hours
 from dtrain.metrics import larger_is_better
 from dtrain.report.differences import words
@@ -23,6 +23,7 @@ from launch.results import (
     Row,
     Setting,
     axis_values,
+    curve_length,
     default_objective,
     grouped,
     kept_rows,
@@ -36,7 +37,6 @@ from launch.store import SweepFolder
 from launch.table import counts
 from launch.table import number as plain
 
-VALUES = 4000  # of all points' curves of a metric together
 LOG_LINES = 20  # of the end of a failed point's log
 
 
@@ -47,17 +47,24 @@ def sweep_page(folder: Path, out: Path, objective: str | None = None, every: flo
     points are. ConfigError for another objective than the runs have, or a damaged sweep.
     """
     sweep = SweepFolder.open(folder)
-    rows, kept = read_rows(sweep), kept_rows(sweep)
+    return write_page(sweep, read_rows(sweep), kept_rows(sweep), out, objective, every)
+
+
+def write_page(
+    sweep: SweepFolder, rows: list[Row], kept: list[Row], out: Path, objective: str | None, every: float | None = None
+) -> bool:
+    """`sweep_page` of points that were read before."""
     objective = objective or default_objective(rows)
     groups = grouped(rows, objective)
     states = [row.state for row in rows]
     active = any(s.name in ACTIVE for s in states)
     keys = [k for k in sweep.keys if k != "seed"]
     metrics = [m for m in dict.fromkeys(m for row in rows for m in row.metrics) if m != objective]
-    costs = {row.state.entry.run: _costs(row.state) for row in [*rows, *kept]}
+    costs = {row.state.entry.run: _costs(row) for row in [*rows, *kept]}
+    command = words(read_json(sweep.path / "sweep.json").get("command"))
     values = {
         "name": sweep.id,
-        "command": shlex.join(["python", "launch/sweep.py", *words(read_json(folder / "sweep.json").get("command"))]),
+        "command": shlex.join(["python", "launch/sweep.py", *command]),
         "counts": counts(states),
         "warning": mixed(row.state for row in rows if row.metrics),
         "best": groups[0] if groups else None,
@@ -133,12 +140,12 @@ def _link(run: Path, out: Path) -> str | None:
     return quote(os.path.relpath(page, out.absolute().parent), errors="replace") if page.is_file() else None
 
 
-def _costs(state: State) -> tuple[str, float, float | None]:
+def _costs(row: Row) -> tuple[str, float, float | None]:
     """core-hours or GPU-hours, how many, and images/s."""
-    run = state.entry.run
-    lines = read_lines(run / "metrics.jsonl")
+    lines = parse_lines(row.log)
     speeds = [s for line in lines if (s := number(line.get("images_per_s"))) is not None]
-    return *hours(lines, read_json(run / "environment.json")), statistics.median(speeds) if speeds else None
+    environment = read_json(row.state.entry.run / "environment.json")
+    return *hours(lines, environment), statistics.median(speeds) if speeds else None
 
 
 def _total(costs: dict[Path, tuple[str, float, float | None]]) -> str:
@@ -166,9 +173,9 @@ def _label(state: State) -> str:
 
 def _curves(rows: list[Row]) -> dict[str, list[Curve]]:
     """Metric -> each point's curve: of evaluations on the validation split, then of losses and gradients."""
-    most, found = min(300, max(20, VALUES // len(rows))), dict[str, list[Curve]]()
+    most, found = curve_length(len(rows)), dict[str, list[Curve]]()
     for row in rows:
-        lines = read_lines(row.state.entry.run / "metrics.jsonl")
+        lines = parse_lines(row.log)
         evaluated = curves([m for m in lines if m.get("kind") == "evaluation" and m.get("split") == "valid"], most)
         trained = curves([m for m in lines if m.get("kind") == "train"], most)
         shown = evaluated | {k: v for k, v in trained.items() if k.startswith(("loss/", "grad_norm/"))}
