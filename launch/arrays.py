@@ -1,6 +1,7 @@
 """A submission's points as SLURM arrays: one, or, beyond the cluster's MaxArraySize, several with offsets.
 
-Task t of the array with offset f is point f + t, in whose log it writes through a link in offset-<f>/.
+Task t of the array with offset f is point f + t, in whose log it writes through a link in offset-<f>/. Where points
+share a GPU, it is that point and those after it that share with it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from launch.store import Submission
 
 def submit(submission: Submission, launcher: Launcher, code: Path) -> str:
     """Submits all arrays; what Submission.job is then. Raises ConfigError with sbatch's words; then none is left."""
-    parts = split(submission.indices, slurm.largest_task() + 1)
+    parts = split(submission.indices[:: submission.shared], slurm.largest_task() + 1)
     lanes = min(len(parts), launcher.array_parallelism)  # of arrays, each of which follows on the one before
     jobs: list[str] = []
     try:
@@ -55,8 +56,9 @@ def find(submission: Path) -> str:
 
 
 def _submit(submission: Submission, launcher: Launcher, first: int, tasks: list[int], code: Path, alone: bool) -> str:
-    job = shlex.quote(str(submission.path))
-    if not alone:
+    shared = submission.shared > 1
+    job = f"launch.{'shared task' if shared else 'job'} {shlex.quote(str(submission.path))}"
+    if shared or not alone:
         job += f" $((SLURM_ARRAY_TASK_ID + {first}))"
     folder, log = submission.path, submission.log(first).with_name("%a.log")
     if first:

@@ -43,9 +43,9 @@ def run_point(submission: Submission, index: int) -> int:
         attempt = None
         while True:
             submission.add_event(index, "start", job=job, restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")))
-            local = submission.where == "local"
-            marked = functools.partial(_cancelled, submission, index, entry.run) if local else None
-            attempt = Attempt(*_ranks(submission, index), local, marked, attempt)
+            alone = submission.where == "slurm" and submission.shared == 1  # the job is this point's
+            marked = None if alone else functools.partial(_cancelled, submission, index, entry.run)
+            attempt = Attempt(*_ranks(submission, index), not alone, marked, attempt)
             code = attempt.wait()
             status = read_status(entry.run)
             how = outcome(code, status)
@@ -67,8 +67,8 @@ def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Ma
     program = ["-m", "dtrain", "--config", str(submission.config(index))]
     cores = max(1, (launcher.cpus_per_task or 1) // launcher.points_per_gpu)
     threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(cores)}
-    if submission.where == "slurm":
-        return [[*_srun(launcher.ranks), *program]], [threads]
+    if submission.where == "slurm" and submission.shared == 1:
+        return [[*step(launcher.ranks), *program]], [threads]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -77,7 +77,7 @@ def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Ma
     return [[sys.executable, "-u", *program] for _ in ranks], list(ranks)
 
 
-def _srun(ranks: int) -> list[str]:
+def step(ranks: int) -> list[str]:
     """The command that starts one rank as each task of this job, up to the interpreter's arguments."""
     command = ["srun", "--kill-on-bad-exit=0", f"--wait={GRACE:.0f}"]  # a minute for the others to save
     if "SLURM_CPUS_PER_TASK" in os.environ:  # srun does not take it over from sbatch since 22.05
@@ -86,14 +86,17 @@ def _srun(ranks: int) -> list[str]:
 
 
 def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
-    """Whether to start the point again here. On SLURM never: the job goes back into the queue instead."""
+    """Whether to start the point again here. A SLURM job of its own goes back into the queue instead.
+
+    One that it shares does so once all its points have ended; what is killed before that starts again here.
+    """
     if how not in ("stopped", "killed") or submission.cancelled(index).exists():
         return False
     if _stuck(submission, index):
         return False
     limit = launcher_from(submission.launcher).max_num_timeout
-    if submission.where == "slurm":
-        if back_into_queue(how, limit):
+    if submission.where == "slurm" and (submission.shared == 1 or how == "stopped" or asked):
+        if submission.shared > 1 or back_into_queue(how, limit):
             submission.add_event(index, "requeue")
         return False
     return how == "killed" and not asked and len(_ends(submission, index)) <= limit

@@ -175,7 +175,14 @@ def _cancel(found: list[State]) -> None:
         submission, indices = group[0].submission, [o.index for o in group]
         if submission.where == "local":
             local.cancel(submission, indices)
-        elif submission.job and not slurm.cancel(*(f"{job}_{task}" for job, task in map(submission.task, indices))):
+        # A task that other points are in goes on: those that run in it look at their marks too.
+        tasks = {submission.task(i): None for i in indices if all(map(submission.over, submission.together(i)))}
+        if (
+            submission.where == "slurm"
+            and submission.job
+            and tasks
+            and not slurm.cancel(*(f"{job}_{task}" for job, task in tasks))
+        ):
             print(f"scancel failed: of job {submission.job}, what runs goes on; what waits will not start")
     print(f"cancelled {len(owned)} points; running ones save first")
     strays = [str(s.entry.run) for s in found if s.name in ACTIVE and not s.owner]

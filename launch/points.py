@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -23,11 +24,12 @@ from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
 from dtrain.compose import compose, compose_with_choices, one_length, resolved, unnamed
-from dtrain.config import CONFIGS, Config, ConfigError, parse, run_dir, signature
+from dtrain.config import CONFIGS, Config, ConfigError, RunConfig, checked, parse, run_dir, signature
 from dtrain.wording import one_line
 from launch.check import Checker, paths
 
 _SHOWN = 5  # wrong points named in an error
+_NUMBER = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)", re.ASCII)
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -132,6 +134,10 @@ def _swept(lines: list[list[str]]) -> list[str]:
 
 @functools.cache
 def _parse(override: str) -> Override:
+    if found := _NUMBER.fullmatch(override):  # which takes Hydra's parser 1 ms
+        key, value = found.groups()
+        number = float(value) if set(value) & set(".eE") else int(value)
+        return Override(OverrideType.CHANGE, key, ValueType.ELEMENT, number, input_line=override)
     return OverridesParser.create().parse_override(override)
 
 
@@ -144,34 +150,96 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
+class _Base:
+    """What points have in common that choose the same files: composed once, which takes Hydra 0.1 s.
+
+    values: where none but run.name may refer to another. cfg: pickled, for a copy of it takes a tenth of deepcopy's
+    time.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        cfg = _compose(files)
+        OmegaConf.set_struct(cfg, True)
+        self.cfg = pickle.dumps(cfg)
+        self.values: dict[str, Any] | None = None
+        with suppress(ConfigError):  # a value that each point must give
+            values = None if _refers(cfg) else resolved(cfg)
+            for key, path in paths(parse(values)).items() if values else ():
+                if not key.startswith("init."):  # its parts are in the signature
+                    values = _replaced(values, key, str(path.absolute()))
+            self.values = values
+
+    def updated(self, changes: Sequence[Override]) -> dict[str, Any] | None:
+        """The values with the changes, where that takes no more than putting one in another's place."""
+        found = self.values
+        for o in changes:
+            value = o.value()
+            # run.name is made of data.name.
+            if found is None or not _simple(value) or o.key_or_group == "data.name":
+                return None
+            try:
+                found = _replaced(found, o.key_or_group, value)
+            except (KeyError, TypeError):
+                return None
+        return found
+
+
+def _simple(value: Any) -> bool:
+    """Whether OmegaConf keeps a value as it is."""
+    return isinstance(value, int | float | None) or (isinstance(value, str) and "${" not in value and value != "???")
+
+
+def _replaced(tree: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The tree with another value of a key that it has. Shares with it what has not changed. KeyError, TypeError."""
+    name, _, rest = key.partition(".")
+    before = tree[name]
+    if not rest and isinstance(before, dict | list):
+        raise TypeError(key)
+    if rest and not isinstance(before, dict):
+        raise TypeError(key)
+    return tree | {name: _replaced(before, rest, value) if rest else value}
+
+
 class _Composer:
-    """Composes points that choose the same files only once: Hydra takes 0.1 s for it, a value takes 0.1 ms."""
+    """Composes points, those that choose the same files from what they have in common."""
 
     def __init__(self) -> None:
-        # Pickled, for a copy of it takes a tenth of deepcopy's time; and whether a value refers to another.
-        self._bases: dict[tuple[str, ...], tuple[bytes, bool]] = {}
+        self._bases: dict[tuple[str, ...], _Base] = {}
+        self._texts: dict[tuple[str, str], str] = {}
         self._groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
 
-    def __call__(self, line: list[str]) -> tuple[DictConfig, bool]:
-        """Equal to dtrain.compose.compose(line), but for run.name, which is that of the chosen files.
+    def __call__(self, line: list[str]) -> tuple[dict[str, Any], DictConfig | None]:
+        """The values of dtrain.compose.compose(line), but for run.name, which is that of the chosen files.
 
-        Beside it, whether a value but run.name may refer to another.
+        Paths may be absolute. Beside them the configuration itself where a value but run.name may refer to another.
         """
         line = one_length(line)
         plain = [o for o in line if self._is_plain(_parse(o))]
         files = tuple(o for o in line if o not in plain)
         try:
             if files not in self._bases:
-                base = _compose(files)
-                OmegaConf.set_struct(base, True)
-                self._bases[files] = pickle.dumps(base), _refers(base)
-            pickled, refers = self._bases[files]
-            cfg: DictConfig = pickle.loads(pickled)
-            for o in map(_parse, plain):
+                self._bases[files] = _Base(files)
+            base, changes = self._bases[files], [_parse(o) for o in plain]
+            if (values := base.updated(changes)) is not None:
+                return values, None
+            cfg: DictConfig = pickle.loads(base.cfg)
+            for o in changes:
                 OmegaConf.update(cfg, o.key_or_group, o.value(), merge=True)
         except (ConfigError, OmegaConfBaseException):
-            return _compose(line), True  # right after all, or an error that names the key
-        return cfg, refers or any("${" in o for o in line)
+            cfg = _compose(line)  # right after all, or an error that names the key
+            return resolved(cfg), cfg
+        refers = base.values is None or any("${" in o for o in line)
+        return resolved(cfg), cfg if refers else None
+
+    def yaml(self, content: dict[str, Any]) -> str:
+        """The frozen file. A section that points share is written once, for it takes 2 ms for each."""
+        found = ""
+        for name, section in content.items():
+            key = name, repr(section)
+            if key not in self._texts:
+                self._texts[key] = yaml.dump({name: section}, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+            found += self._texts[key]
+        return found
 
     def _is_plain(self, override: Override) -> bool:
         """Whether it changes an existing value, and not the choice of files."""
@@ -192,25 +260,38 @@ def _refers(cfg: DictConfig) -> bool:
 
 
 def _point(composer: _Composer, line: list[str], keys: list[str]) -> Point:
-    cfg, refers = composer(line)
-    content = resolved(cfg)
-    config = parse(content)
+    content, cfg = composer(line)
+    before, config = content, parse(content)
     if config.run.dir is not None:
         raise ConfigError(f"run.dir={config.run.dir}: is one folder for all points; use run.root and run.name")
     own = signature(config)
     # Whatever folder a later command, or the job, is started in.
     changes = {key: str(path.absolute()) for key, path in paths(config).items()}
     changes["run.name"] = f"{config.run.name}-{own}"
-    for key, value in changes.items():
-        if refers or key in keys:
+    if cfg is not None:
+        for key, value in changes.items():
             OmegaConf.update(cfg, key, value)
-        section, _, name = key.rpartition(".")
-        functools.reduce(dict.__getitem__, filter(None, section.split(".")), content)[name] = value
-    if refers:
         content = resolved(cfg)
+    for key, value in changes.items():
+        if _select(content, key) != value:
+            content = _replaced(content, key, value)
+    if all(content[name] is before[name] for name in content if name != "run"):
+        config = config.model_copy(update={"run": checked(RunConfig, content["run"], "run")})
+    else:
+        config = parse(content)
     chosen = dict(o.partition("=")[::2] for o in line)
     values = {}
     for key in keys:
-        value = OmegaConf.select(cfg, key.lstrip("+"), default=chosen.get(key))
-        values[key] = chosen.get(key) if OmegaConf.is_config(value) else value
-    return Point(values, parse(content), yaml.dump(content, Dumper=_Dumper, allow_unicode=True, sort_keys=False), own)
+        value = _select(content, key.lstrip("+"), chosen.get(key))
+        values[key] = chosen.get(key) if isinstance(value, dict | list) else value
+    return Point(values, config, composer.yaml(content), own)
+
+
+def _select(tree: Any, key: str, default: Any = None) -> Any:
+    """The value of a key, whose parts may be places in lists; the default where there is none."""
+    for part in key.split("."):
+        try:
+            tree = tree[int(part) if isinstance(tree, list) else part]
+        except (KeyError, TypeError, ValueError, IndexError):
+            return default
+    return tree

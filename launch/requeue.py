@@ -53,7 +53,7 @@ class Attempt:
         self._processes = [
             subprocess.Popen(
                 command, env={**os.environ, **extra}, start_new_session=True,
-                preexec_fn=_end_with_parent if forward else None,  # noqa: PLW1509 (there is no other thread)
+                preexec_fn=end_with_parent if forward else None,  # noqa: PLW1509 (there is no other thread)
             )
             for command, extra in zip(commands, environments, strict=True)
         ]  # fmt: skip
@@ -89,7 +89,7 @@ class Attempt:
         return max(128 - code if code < 0 else code for code in codes if code is not None)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A run whose job is killed is asked to stop too: nobody else could still do that."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -42,11 +42,11 @@ class ArrayExecutor(SlurmExecutor):
     def submit_tasks(self, launcher: Launcher, tasks: list[int], log: Path, code: Path, job: str) -> str:
         """Submits one array and returns its id. Raises ConfigError with sbatch's own words.
 
-        log: with %a for the task. job: what follows `python -m launch.job`.
+        log: with %a for the task. job: what follows `python -m`.
         """
         fields = launcher.public() | {"tasks_per_node": launcher.tasks}
         extra = {"array": ",".join(map(str, tasks)) + f"%{launcher.array_parallelism}", "output": str(log)}
-        return self._submit_module(fields, extra, code, f"launch.job {job}")
+        return self._submit_module(fields, extra, code, job)
 
     def submit_judge(self, launcher: Launcher, after: list[str], log: Path, code: Path, sweep: Path) -> str:
         """Submits a small job that judges a halving sweep after these arrays. As submit_tasks."""

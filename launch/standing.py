@@ -134,7 +134,9 @@ class _Live:
         if self._queue is None:  # a job that starts later looks at the mark itself
             return ("PENDING", "squeue does not answer") if last != "end" and not cancelled else None
         found = self._queue.get(owner.submission.task(owner.index))
-        return None if found and found[0] == "COMPLETING" and last == "end" else found
+        # Its task may go on with other points.
+        over = owner.submission.over(owner.index) if owner.submission.shared > 1 else last == "end"
+        return None if over and found and (found[0] == "COMPLETING" or owner.submission.shared > 1) else found
 
     def account(self, owner: Owner) -> str | None:
         """The last state that SLURM's accounting knows."""

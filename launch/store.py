@@ -7,6 +7,7 @@ code that jobs run), logs/<index>.log.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import hashlib
 import os
@@ -110,8 +111,22 @@ class Submission:
         found = [word.partition("+") for word in self.job.split()]
         return [(job, int(first or 0)) for job, _, first in found]
 
+    @property
+    def shared(self) -> int:
+        """Points that run on a GPU at the same time."""
+        count = self.launcher.get("points_per_gpu")
+        return count if isinstance(count, int) and count > 1 else 1
+
+    def together(self, index: int) -> list[int]:
+        """On SLURM: the points of the task that runs this one, which is numbered by the first of them."""
+        if self.shared == 1:
+            return [index]
+        at = bisect.bisect_left(self.indices, index) // self.shared * self.shared
+        return self.indices[at : at + self.shared] or [index]
+
     def task(self, index: int) -> tuple[str, int]:
         """On SLURM: (array id, task) of a point."""
+        index = self.together(index)[0]
         job, first = next(((j, f) for j, f in reversed(self.arrays) if f <= index), ("", 0))
         return job, index - first
 
@@ -134,6 +149,11 @@ class Submission:
     def last(self, index: int) -> dict[str, Any]:
         """The latest start or end of the point; {} before the first start."""
         return next((e for e in reversed(self.events(index)) if e.get("event") in ("start", "end")), {})
+
+    def over(self, index: int) -> bool:
+        """Whether the task of a point need not run it any more, whatever becomes of the others in it."""
+        last = (self.events(index) or [{}])[-1].get("event")
+        return self.cancelled(index).exists() or last in ("end", "elsewhere")
 
     def add_event(self, index: int, event: str, **facts: Any) -> None:
         """Appends one event of a point."""

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dtrain.config import ConfigError
-from launch import local
+from dtrain.files import STOPPED
+from launch import arrays, local, slurm
 from launch.settings import Launcher, read_settings
 from launch.submit import resources, spread
 from tests.launch.bench import TRAINING, Bench, bench
+from tests.launch.support import until
+from tests.launch.sweeps import Sweeps
 
 __all__ = ["bench"]
 
@@ -93,3 +100,39 @@ def test_only_runs_of_one_process_on_one_gpu_share_it(launcher: Launcher) -> Non
         resources(launcher, "slurm", {"auto"})
     with pytest.raises(ConfigError, match=r"points_per_gpu=0: must be at least 1"):
         read_settings(["launcher.points_per_gpu=0"])
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sweeps]:
+    """Three points of minutes as one task of a SLURM array that nobody has started yet."""
+    sweeps = Sweeps(tmp_path, monkeypatch)
+    sweeps.steps = (6000, 6000, 6000)
+    sweeps.settings.sweep.where = "slurm"
+    sweeps.settings.launcher = Launcher(cpus_per_task=1, gpus_per_node=1, points_per_gpu=3)
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(arrays, "submit", lambda *_: "7")
+    sweeps.sweep()
+    yield sweeps
+    (tmp_path / "runs" / "enough").touch()
+
+
+def test_points_of_a_task_end_by_themselves_and_save_together(task: Sweeps) -> None:
+    (submission,) = task.submissions
+    assert [submission.task(i) for i in (0, 1, 2)] == [("7", 0)] * 3
+    environment = {**os.environ, "PYTHONPATH": str(task.path / "code"), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "launch.shared", "step", str(submission.path), "0", "1", "2"]
+    with subprocess.Popen(command, env=environment, cwd=task.path) as step:
+        try:
+            until(lambda: all((task.run(i) / "saved").exists() for i in (0, 1, 2)), 60)
+            (task.run(0) / "broken").touch()
+            submission.cancelled(1).touch()
+            until(lambda: all(map(submission.over, (0, 1))) and submission.last(1)["event"] == "end", 60)
+            assert step.poll() is None and submission.last(2)["event"] == "start"
+            step.send_signal(signal.SIGUSR2)
+            assert step.wait(60) == STOPPED
+        finally:
+            step.terminate()
+    events = [[e.get("how", e["event"]) for e in submission.events(i)] for i in (0, 1, 2)]
+    assert events == [["start", "failed"], ["start", "stopped"], ["start", "stopped", "requeue"]]
+    assert [submission.over(i) for i in (0, 1, 2)] == [True, True, False]
+    assert all(submission.log(i).exists() for i in (0, 1, 2))
