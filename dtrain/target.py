@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ def completed(config: Config) -> Config:
     return config.model_copy(update={"model": {"_target_": config.model["_target_"], **defaults, **arguments}})
 
 
+@functools.cache
 def arguments_of(function: Callable[..., Any]) -> type[BaseModel]:
     """The function's keyword-only arguments, with the types, ranges and defaults of its annotations."""
     hints = typing.get_type_hints(function, include_extras=True)

@@ -14,12 +14,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from dtrain.compose import read
-from dtrain.config import Config, ConfigError, run_dir
+from dtrain.config import Config, ConfigError, parse, run_dir
 from dtrain.files import replace_text
 from dtrain.source import ROOT, code_hash
 
@@ -69,7 +68,41 @@ class Checker:
         )  # fmt: skip
 
 
-def _build_error(content: dict[str, object]) -> str | None:
+def _errors(contents: list[dict[str, Any]]) -> list[str | None]:
+    """Why each cannot be built, or None. Types and ranges are checked of each.
+
+    Those that differ in nothing but floats are built once: floats are weights, and no structure depends on them.
+    """
+    from dtrain.target import model_arguments
+
+    built: dict[str, str | None] = {}
+    found: list[str | None] = []
+    for content in contents:
+        try:
+            config = parse(content)
+            _, arguments = model_arguments(config)
+        except ConfigError as e:
+            found.append(str(e))
+            continue
+        rest = config.model_dump(exclude={"seed", "run", "loader", "model"})
+        structure = repr(_without_floats([config.model["_target_"], arguments, rest]))
+        if structure not in built:
+            built[structure] = _build_error(config)
+        found.append(built[structure])
+    return found
+
+
+def _without_floats(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _without_floats(value.model_dump())
+    if isinstance(value, dict):
+        return {k: _without_floats(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_floats(v) for v in value]
+    return float if isinstance(value, float) else value
+
+
+def _build_error(config: Config) -> str | None:
     import torch
 
     from dtrain.build import build_algorithm, facts, open_data
@@ -79,7 +112,6 @@ def _build_error(content: dict[str, object]) -> str | None:
     from dtrain.world import World
 
     try:
-        config = read(OmegaConf.create(content))
         train, _, _ = open_data(config)
         check(config.evaluate, train)
         with torch.device("meta"):  # shapes without memory
@@ -122,5 +154,5 @@ def _code() -> str:
 if __name__ == "__main__":
     import dtrain.build  # noqa: F401  (torch: it loads here while the points are composed)
 
-    print(json.dumps([_build_error(content) for content in json.load(sys.stdin)]), flush=True)
+    print(json.dumps(_errors(json.load(sys.stdin))), flush=True)
     os._exit(0)  # without the fifth of a second that torch takes to be torn down
