@@ -38,15 +38,15 @@ def run_together(submission: Submission, points: list[int]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         signal.signal(number, lambda number, _: asked.append(number))
     processes = {index: _start(submission, index) for index in points}
-    passed_on = 0
-    while any(process.poll() is None for process in processes.values()):
+    running, passed_on = dict(processes), 0
+    while running:
         if len(asked) > passed_on:
             passed_on = len(asked)
-            for process in processes.values():
+            for process in running.values():
                 process.terminate()
         time.sleep(0.1)
-    for index, process in processes.items():
-        _note_end(submission, index, process.returncode, bool(asked))
+        for index in [i for i, process in running.items() if process.poll() is not None]:
+            _note_end(submission, index, running.pop(index).returncode, bool(asked))
     return max(abs(process.returncode) for process in processes.values())
 
 
