@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -42,7 +41,7 @@ def fitted(launcher: Launcher, devices: set[str]) -> Launcher:
     asked = launcher.gpus_per_node is not None or launcher.gpus_per_task is not None
     if asked or devices <= {"cpu"} or not gpus():
         return launcher
-    return replace(launcher, gpus_per_node=launcher.tasks)
+    return launcher_from(launcher.public() | {"gpus_per_node": launcher.tasks})
 
 
 def places(launcher: Launcher, parallel: int | None) -> int:

@@ -163,8 +163,10 @@ class _Base:
         self.cfg = pickle.dumps(cfg)
         self.values: dict[str, Any] | None = None
         with suppress(ConfigError):  # a value that each point must give
-            values = None if _refers(cfg) else resolved(cfg)
-            for key, path in paths(parse(values)).items() if values else ():
+            if _refers(cfg):
+                return
+            values: dict[str, Any] = resolved(cfg)
+            for key, path in paths(parse(values)).items():
                 if not key.startswith("init."):  # its parts are in the signature
                     values = _replaced(values, key, str(path.absolute()))
             self.values = values
