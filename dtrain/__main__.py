@@ -20,12 +20,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dtrain import compose as configs
+from dtrain.allocator import keep_freed_memory
 from dtrain.config import ConfigError, run_dir
 from dtrain.files import read_json
 
 
 def main(argv: list[str]) -> int:
     _end_with_torchrun()
+    keep_freed_memory()
     rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
     try:
         if {"-h", "--help"} & set(argv):
