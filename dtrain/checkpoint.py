@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from dtrain.config import CheckpointConfig
+from dtrain.faults import CheckpointError
 from dtrain.files import read_json, sha256, sync
-from dtrain.reader import METADATA, CheckpointError, Reader
 from dtrain.world import World
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is not a mistake
@@ -87,6 +86,8 @@ class Checkpointer:
 
         state: flat, of tensors or DTensors. info: JSON, with "step". A failed write is reported, never raised.
         """
+        import torch.distributed.checkpoint  # takes a second, so a run begins without it; not in the thread beside a step
+
         self.wait()
         self._succeeded = True
         staged = {k: v.detach().clone() for k, v in state.items()}
@@ -113,7 +114,7 @@ class Checkpointer:
         work = final.with_suffix(".incomplete")
         try:
             self._collect(lambda: self._prepare(work))
-            dcp.save(state, checkpoint_id=work, process_group=self.world.saving, no_dist=self.world.size == 1)
+            torch.distributed.checkpoint.save(state, checkpoint_id=work, process_group=self.world.saving, no_dist=self.world.size == 1)
             hashes = self._collect(lambda: self._hash_own(work))
             self._collect(lambda: self._publish(work, final, info, hashes))
         except BaseException as e:  # a full disk must not end the training; DCP's own errors are BaseExceptions
@@ -143,6 +144,8 @@ class Checkpointer:
 
     def _hash_own(self, work: Path) -> dict[str, str]:
         """Every rank hashes what it wrote, while it is in its page cache."""
+        from dtrain.reader import METADATA
+
         prefixes = (f"__{self.world.rank}_", METADATA) if self.world.main else (f"__{self.world.rank}_",)
         own = [f for f in work.iterdir() if f.name.startswith(prefixes)]
         for file in own:
@@ -249,6 +252,10 @@ class Checkpointer:
 
         part: the state is but a part of what was saved.
         """
+        import torch.distributed.checkpoint as dcp
+
+        from dtrain.reader import Reader
+
         known = Reader(path).read_metadata().state_dict_metadata
         stored = set(known)
         missing, surplus = sorted(set(state) - stored), [] if part else sorted(stored - set(state))
@@ -278,4 +285,6 @@ def folder_of(path: Path) -> Path:
 
 def stored_keys(path: Path) -> set[str]:
     """The names of the tensors in a checkpoint."""
+    from dtrain.reader import Reader
+
     return set(Reader(path).read_metadata().state_dict_metadata)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.models.base import Algorithm
@@ -45,6 +43,9 @@ def distribute(
     if strategy == "fsdp":
         shape = (world.size // shard_size, shard_size) if shard_size else (world.size,)
         names = ("replicate", "shard") if shard_size else ("shard",)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard  # takes a second and a half
+
         mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
     for group, paths in algorithm.groups.items():
         for path in paths:
@@ -69,10 +70,10 @@ def distribute(
 
 def set_gradient_sync(net: nn.Module, sync: bool) -> None:
     """Whether the next backward averages this network's gradients over the ranks."""
-    if isinstance(net, FSDPModule):
-        net.set_requires_gradient_sync(sync)
-    elif isinstance(net, DistributedDataParallel):
+    if isinstance(net, DistributedDataParallel):
         net.require_backward_grad_sync = sync
+    elif hasattr(net, "set_requires_gradient_sync"):  # FSDP's
+        net.set_requires_gradient_sync(sync)
 
 
 def average_buffers(algorithm: nn.Module, world: World) -> None:

@@ -33,6 +33,10 @@ class NonFinite(ArithmeticError):
     """A loss term or a gradient is NaN or infinite; the message names update, term or group."""
 
 
+class CheckpointError(Exception):
+    """A checkpoint is damaged or belongs to another model; the message says which file or key."""
+
+
 REQUESTS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 COLLECTIVE = re.compile(
     r"gloo|nccl|store|timed? ?out|pair closure|by peer|socket|broken pipe|connection (reset|closed|refused)",

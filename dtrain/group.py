@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +26,28 @@ def learning_rate(settings: OptimizerConfig, images: int, total_images: int) -> 
     return settings.lr * factor * warmup
 
 
+KINDS = {
+    "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop,
+}  # fmt: skip
+
+
 def make_optimizer(settings: OptimizerConfig, params: list[nn.Parameter]) -> torch.optim.Optimizer:
     """torch's own optimizer; Adam in its fused form, which can skip a step without asking the host."""
-    lr, decay = settings.lr, settings.weight_decay
+    kind, lr, decay = _eager(KINDS[settings.name]), settings.lr, settings.weight_decay
     if settings.name == "sgd":
-        return torch.optim.SGD(params, lr, momentum=settings.momentum, weight_decay=decay)
+        return kind(params, lr, momentum=settings.momentum, weight_decay=decay)
     if settings.name == "rmsprop":
-        return torch.optim.RMSprop(params, lr, eps=settings.eps, momentum=settings.momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+        return kind(params, lr, eps=settings.eps, momentum=settings.momentum, weight_decay=decay)
     return kind(params, lr, betas=settings.betas, eps=settings.eps, weight_decay=decay, fused=True)
+
+
+def _eager(kind: type[torch.optim.Optimizer]) -> Any:
+    """torch's optimizer without its guards for torch.compile, the first of which loads the compiler: a second.
+
+    Only losses are compiled here, never an optimizer.
+    """
+    bare = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad")}
+    return type(kind.__name__, (kind,), {**bare, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def _norm(grads: list[Tensor]) -> Tensor:

@@ -11,7 +11,6 @@ from dtrain.checkpoint import COMMITTED, Checkpointer, CheckpointError, folder_o
 from dtrain.config import Config, ConfigError
 from dtrain.files import read_json, sha256
 from dtrain.models.base import Algorithm
-from dtrain.reader import Reader
 from dtrain.tensors import model_state
 from dtrain.update import Updater
 from dtrain.world import World
@@ -104,6 +103,8 @@ def _start(what: str, path: Path, groups: Sequence[str], config: Config, algorit
         raise ConfigError(
             f"{what}: it has no checkpoint that verifies" if path == folder else f"{what}: it is damaged"
         )
+    from dtrain.reader import Reader  # loads DCP, which a run begins without
+
     try:
         known = Reader(found[0]).read_metadata().state_dict_metadata
     except CheckpointError as e:

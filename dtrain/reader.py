@@ -10,6 +10,8 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from dtrain.faults import CheckpointError
+
 METADATA = ".metadata"
 _TABLE = "torch.distributed.checkpoint.metadata"
 # What a table of tensors is made of; torch's dtypes beside it.
@@ -22,10 +24,6 @@ ALLOWED = {
     ("pathlib", "PosixPath"),
     ("pathlib._local", "PosixPath"),
 }
-
-
-class CheckpointError(Exception):
-    """A checkpoint is damaged or belongs to another model; the message says which file or key."""
 
 
 class _Unpickler(pickle.Unpickler):

@@ -13,7 +13,8 @@ from typing import Any
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([
     "torch", "dtrain.run", "torch.utils.tensorboard", "tests.harness",
-    "torch._dynamo",  # the first optimizer of a process imports it, in a second
+    # What only some runs import, each in a second: with ddp, with fsdp, at the first checkpoint.
+    "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint",
 ])  # fmt: skip
 
 

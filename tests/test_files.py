@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch.distributed.checkpoint as dcp
 
 from dtrain import run as runs
-from dtrain.checkpoint import CheckpointError, dcp, steps, verify
+from dtrain.checkpoint import CheckpointError, steps, verify
 from dtrain.compose import load, read
 from dtrain.config import ConfigError
 from dtrain.data.shards import manifest_digest
