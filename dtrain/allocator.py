@@ -1,4 +1,4 @@
-"""Keeps the memory that tensors leave, for the next ones: a step frees and asks for the same sizes again and again."""
+"""Keeps the memory that tensors leave, for the next ones: every step frees and asks for the same sizes."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Checkpointer:
 
         state: flat, of tensors or DTensors. info: JSON, with "step". A failed write is reported, never raised.
         """
-        import torch.distributed.checkpoint  # takes a second, so a run begins without it; not in the thread beside a step
+        import torch.distributed.checkpoint  # takes a second: not before the first step, nor beside a later one
 
         self.wait()
         self._succeeded = True
@@ -114,7 +114,9 @@ class Checkpointer:
         work = final.with_suffix(".incomplete")
         try:
             self._collect(lambda: self._prepare(work))
-            torch.distributed.checkpoint.save(state, checkpoint_id=work, process_group=self.world.saving, no_dist=self.world.size == 1)
+            torch.distributed.checkpoint.save(
+                state, checkpoint_id=work, process_group=self.world.saving, no_dist=self.world.size == 1
+            )
             hashes = self._collect(lambda: self._hash_own(work))
             self._collect(lambda: self._publish(work, final, info, hashes))
         except BaseException as e:  # a full disk must not end the training; DCP's own errors are BaseExceptions
