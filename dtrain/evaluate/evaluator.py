@@ -23,6 +23,7 @@ from dtrain.evaluate.transport import names, transport_numbers
 from dtrain.faults import Interrupted
 
 DISTANCES = ("fid", "kid", "mind", "precision", "recall", "sharpness", "distance_images")
+REHEARSED = 16  # rows, of every rank
 OF_CLASSES = ("isc", "isc_std")  # of extractors that classify
 
 
@@ -48,7 +49,7 @@ MEASURES: tuple[Callable[[Evaluation], dict[str, float]], ...] = (
 
 
 class FirstBatch:
-    """A loader whose pass over the split ends after one batch."""
+    """A loader whose pass over the split ends after the first rows of one batch: a whole one delays the start."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader, self.split, self.lossy = loader, loader.split, loader.lossy
@@ -60,7 +61,7 @@ class FirstBatch:
         return self.loader.batches(start)
 
     def once(self) -> Iterator[Batch]:
-        return islice(self.loader.once(), 1)
+        return (batch[:REHEARSED] for batch in islice(self.loader.once(), 1))
 
     def close(self) -> None:
         self.loader.close()
