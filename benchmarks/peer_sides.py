@@ -90,7 +90,8 @@ def pythae(kind: Kind, folder: Path, steps: int) -> None:
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
     from pythae.pipelines import TrainingPipeline
-    from pythae.trainers import BaseTrainerConfig, TrainingCallback
+    from pythae.trainers import BaseTrainerConfig
+    from pythae.trainers.training_callbacks import TrainingCallback
 
     class Encoder(BaseEncoder):
         def __init__(self, net: nn.Module) -> None:
