@@ -23,8 +23,8 @@ from dtrain.evaluate.transport import names, transport_numbers
 from dtrain.faults import Interrupted
 
 DISTANCES = ("fid", "kid", "mind", "precision", "recall", "sharpness", "distance_images")
-REHEARSED = 16  # rows, of every rank
 OF_CLASSES = ("isc", "isc_std")  # of extractors that classify
+REHEARSED = 16  # rows, of every rank
 
 
 def fidelity(evaluation: Evaluation) -> dict[str, float]:
