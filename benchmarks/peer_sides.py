@@ -123,7 +123,7 @@ def pythae(kind: Kind, folder: Path, steps: int) -> None:
         output_dir=str(folder / "pythae"), num_epochs=steps * BATCH // len(x), learning_rate=LR,
         per_device_train_batch_size=BATCH, no_cuda=True,
     )  # fmt: skip
-    pipeline = TrainingPipeline(trainer, WAE_MMD(settings, Encoder(encoder), Decoder(decoder)))
+    pipeline = TrainingPipeline(WAE_MMD(settings, Encoder(encoder), Decoder(decoder)), trainer)
     pipeline(train_data=x, callbacks=[Ticks()])
 
 
