@@ -72,8 +72,8 @@ def set_gradient_sync(net: nn.Module, sync: bool) -> None:
     """Whether the next backward averages this network's gradients over the ranks."""
     if isinstance(net, DistributedDataParallel):
         net.require_backward_grad_sync = sync
-    elif hasattr(net, "set_requires_gradient_sync"):  # FSDP's
-        net.set_requires_gradient_sync(sync)
+    elif (set_sync := getattr(net, "set_requires_gradient_sync", None)) is not None:  # FSDP's
+        set_sync(sync)
 
 
 def average_buffers(algorithm: nn.Module, world: World) -> None:
