@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dtrain import compose as configs
+from dtrain import precision
 from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
 from dtrain.checkpoint import steps
 from dtrain.config import Config, ConfigError, run_dir, signature
@@ -69,8 +70,7 @@ def run(config: Config, yaml: str) -> int:
                 print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
             return 0
     world = start(config.trainer.device, config.trainer.timeout, config.trainer.deterministic)
-    if config.trainer.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    precision.use(config.trainer.precision)
     if world.main and emulated(config.trainer.precision, world.device):
         print(
             f"dtrain: this CPU emulates {config.trainer.precision}, which takes many times longer than "
