@@ -44,8 +44,9 @@ LAUNCH = 5e-6  # seconds from Python to the start of a kernel, an eager step's u
 NONE = {
     "_record_function_enter_new", "_record_function_exit", "_reshape_alias", "_unsafe_view", "alias", "as_strided",
     "chunk", "detach", "device", "dim", "empty", "empty_like", "empty_strided", "expand", "is_contiguous",
-    "is_pinned", "is_same_size", "lift_fresh", "new_empty", "new_empty_strided", "numel", "permute", "reshape", "select", "size",
-    "slice", "split", "split_with_sizes", "squeeze", "stride", "sym_size", "t", "transpose", "unbind", "unsafe_split",
+    "is_pinned", "is_same_size", "lift_fresh", "new_empty", "new_empty_strided", "numel", "permute", "reshape",
+    "select", "size", "slice", "split", "split_with_sizes", "squeeze", "stride", "sym_size", "t", "transpose",
+    "unbind", "unsafe_split",
     "unsqueeze", "view",
 }  # fmt: skip
 
