@@ -53,7 +53,7 @@ def distribute(
         for path in paths:
             net = algorithm.get_submodule(path)
             if sync_batchnorm:
-                net = SyncBatchNorm.convert(net, world.device)
+                net = SyncBatchNorm.convert(net)
             for tensor in (*net.parameters(), *net.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
             # A gradient of a gradient fails under FSDP, so such a (small) network stays replicated.
