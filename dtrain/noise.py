@@ -62,15 +62,17 @@ class _Tables(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _tables(seed: int, sites: Sites, device: torch.device) -> _Tables:
-    keys, owner, first, second = [site_key(seed, name) for name, _ in sites], [], [], []
-    for i, (_, count) in enumerate(sites):
-        half = (count + 1) // 2
-        owner += [i] * half
-        first += range(1, half + 1)
-        second += range(half + 1, 2 * half + 1)
-    lists = (keys, [_mix_int(k) for k in keys], owner, [[c * _GOLDEN for c in first], [c * _GOLDEN for c in second]])
-    with torch.inference_mode(False):
-        return _Tables(*(torch.tensor(values, device=device) for values in lists))
+    """Filled on the device: a list of numbers would be copied there, for which the host waits."""
+    fill = functools.partial(torch.full, dtype=torch.int64, device=device)
+    count = functools.partial(torch.arange, device=device)
+    keys, halves = [site_key(seed, name) for name, _ in sites], [(n + 1) // 2 for _, n in sites]
+    columns = (torch.cat([count(1, h + 1) for h in halves]), torch.cat([count(h + 1, 2 * h + 1) for h in halves]))
+    return _Tables(
+        torch.cat([fill((1,), key) for key in keys]),
+        torch.cat([fill((1,), _mix_int(key)) for key in keys]),
+        torch.cat([fill((h,), site) for site, h in enumerate(halves)]),
+        torch.stack(columns) * _GOLDEN,
+    )
 
 
 @dataclass(frozen=True)
