@@ -22,7 +22,8 @@ class Transfer:
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self._slots: list[tuple[Tensor, torch.cuda.Event] | None] = [None] * self.SLOTS
-        self._next, self._stream = 0, None
+        self._next = 0
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, array: npt.NDArray[Any]) -> Tensor:
         """The array on the device; on a CPU it shares the array's memory."""

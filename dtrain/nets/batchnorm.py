@@ -78,8 +78,9 @@ class _NormaliseOnGpu(torch.autograd.Function):
         )
         sums = torch.cat([dy_sum, product_sum])
         dist.all_reduce(sums)
+        dy_sum, product_sum = sums.chunk(2)
         counts = torch.full((dist.get_world_size(),), ctx.rows, dtype=torch.int32, device=dy.device)
-        dx = torch.batch_norm_backward_elemt(dy, x, mean, scale, weight, *sums.chunk(2), counts)
+        dx = torch.batch_norm_backward_elemt(dy, x, mean, scale, weight, dy_sum, product_sum, counts)
         return dx, dweight, dbias, None, None, None, None
 
 
