@@ -12,8 +12,11 @@ APT := python3-venv python3-dev g++ pkg-config libopencv-dev libturbojpeg0-dev \
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
-train: setup shards/digits/valid ## train the 5-level StackedWAE on the embedded digits, with two processes
-	$(BIN)/torchrun --standalone --nproc-per-node 2 -m dtrain experiment=quickstart
+# As many as there are GPUs (a power of two, which divides the batch), or two on a CPU.
+RANKS = $$($(BIN)/python -c 'import torch; print(1 << (torch.cuda.device_count() or 2).bit_length() - 1)')
+
+train: setup shards/digits/valid ## train the 5-level StackedWAE on the embedded digits, a process for each GPU, or two
+	$(BIN)/torchrun --standalone --nproc-per-node $(RANKS) -m dtrain experiment=quickstart
 	@echo "Look at runs/quickstart/images/ and runs/quickstart/metrics.jsonl"
 
 # Three tests at a time: most start processes of their own and wait for them. One thread for each process.

@@ -21,8 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dtrain.config import CheckpointConfig
+from dtrain.device import bind
 from dtrain.faults import CheckpointError
 from dtrain.files import read_json, sha256, sync
+from dtrain.staging import HostBuffers
 from dtrain.world import World
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is not a mistake
@@ -76,6 +78,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._succeeded = True
+        self._host = HostBuffers(pinned=True)
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is published."""
@@ -90,10 +93,15 @@ class Checkpointer:
 
         self.wait()
         self._succeeded = True
-        staged = {k: v.detach().clone() for k, v in state.items()}
+        copied = None
         if self.world.device.type == "cuda":
-            torch.cuda.synchronize()  # the copies are complete before the next optimizer step may start
-        self._thread = threading.Thread(target=self._write, args=(staged, info), name="checkpoint", daemon=True)
+            staged = self._host.copy(state)  # before the next step, on the stream that it runs on
+            copied = torch.cuda.Event()
+            copied.record()
+        else:
+            staged = {k: v.detach().clone() for k, v in state.items()}
+        arguments = (staged, info, copied)
+        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
         self._thread.start()
         if not self.settings.asynchronous:
             self.wait()
@@ -109,10 +117,13 @@ class Checkpointer:
             self.report(f"checkpoint not saved, training goes on: {error}")
         return self._succeeded
 
-    def _write(self, state: State, info: dict[str, Any]) -> None:
+    def _write(self, state: State, info: dict[str, Any], copied: torch.cuda.Event | None) -> None:
+        bind(self.world.device)
         final = self.path(info["step"])
         work = final.with_suffix(".incomplete")
         try:
+            if copied is not None:
+                copied.synchronize()
             self._collect(lambda: self._prepare(work))
             torch.distributed.checkpoint.save(
                 state, checkpoint_id=work, process_group=self.world.saving, no_dist=self.world.size == 1

@@ -19,6 +19,8 @@ from dtrain.world import World, gather
 if TYPE_CHECKING:
     from dtrain.update import Updater
 
+NODE = 8  # GPUs, of those that most clusters have
+
 
 def distribute(
     algorithm: Algorithm,
@@ -41,17 +43,18 @@ def distribute(
     algorithm.gather = gather
     mesh = None
     if strategy == "fsdp":
-        shape = (world.size // shard_size, shard_size) if shard_size else (world.size,)
-        names = ("replicate", "shard") if shard_size else ("shard",)
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # takes a second and a half
 
+        size = shard_size or _shard_group(world.size)
+        shape = (world.size // size, size) if size < world.size else (world.size,)
+        names = ("replicate", "shard") if size < world.size else ("shard",)
         mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
     for group, paths in algorithm.groups.items():
         for path in paths:
             net = algorithm.get_submodule(path)
             if sync_batchnorm:
-                net = SyncBatchNorm.convert(net, world.device)
+                net = SyncBatchNorm.convert(net)
             for tensor in (*net.parameters(), *net.buffers()):
                 dist.broadcast(tensor.detach(), src=0)
             # A gradient of a gradient fails under FSDP, so such a (small) network stays replicated.
@@ -66,6 +69,14 @@ def distribute(
                         net, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
                     )
             algorithm.set_submodule(path, net)
+
+
+def _shard_group(world_size: int) -> int:
+    """Processes that shard the networks among them where nobody says how many: the GPUs of a node, at most.
+
+    Over thousands most of what is sent is padding, since every parameter's first dimension is split.
+    """
+    return NODE if world_size > NODE and world_size % NODE == 0 else world_size
 
 
 def set_gradient_sync(net: nn.Module, sync: bool) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dtrain import compose as configs
+from dtrain import precision
 from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
 from dtrain.checkpoint import steps
 from dtrain.config import Config, ConfigError, run_dir, signature
@@ -28,15 +29,15 @@ from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.evaluate.preflight import check as check_evaluation
 from dtrain.evaluate.preflight import check_model
-from dtrain.faults import Interrupted, StopSignal
-from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text
+from dtrain.faults import Interrupted, PeerWatch, StopSignal, explain
+from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text, write_json
 from dtrain.followup import Earlier, extended
 from dtrain.init import check_unchanged, recorded, starts
 from dtrain.report.differences import flat
 from dtrain.source import extended_codes
 from dtrain.target import completed
 from dtrain.trainer import Trainer
-from dtrain.world import RanksMissing, World, environment, leave, start
+from dtrain.world import PeerFailed, RanksMissing, World, environment, leave, start
 
 LEAVING = 20.0  # seconds that another process in the folder gets to end: it may be saving
 # What a CPU must have one of, by the names of torch.cpu.get_capabilities(): x86, then Arm.
@@ -69,8 +70,7 @@ def run(config: Config, yaml: str) -> int:
                 print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
             return 0
     world = start(config.trainer.device, config.trainer.timeout, config.trainer.deterministic)
-    if config.trainer.precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    precision.use(config.trainer.precision)
     if world.main and emulated(config.trainer.precision, world.device):
         print(
             f"dtrain: this CPU emulates {config.trainer.precision}, which takes many times longer than "
@@ -78,37 +78,56 @@ def run(config: Config, yaml: str) -> int:
             file=sys.stderr,
         )
     try:
-        stop = StopSignal(world)
-        begun = cache(partial(starts, config, algorithm, world))
-        fresh = previous is None and not steps(folder / "checkpoints")
-        about = {
-            "code": extended_codes(None if fresh else previous.folder if previous else folder),
-            "data": content,
-            "facts": asdict(data),
-            "init": [s.record() for s in begun()] if fresh else None,
-        }
-        train, valid, test = build_loaders(config, algorithm, splits, world)
-        site = build_site(config, algorithm, train, world, folder, stop)
-        evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
-        evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
-        trainer = Trainer(config, algorithm, site, stop, evaluator, begun)
-        trainer.rehearse()
-        with _held(folder, world):
-            _open_folder(folder, yaml, about, world, previous)
-            code = trainer.fit()
+        with _joined(folder, world):
+            stop = StopSignal(world)
+            begun = cache(partial(starts, config, algorithm, world))
+            fresh = previous is None and not steps(folder / "checkpoints")
+            about = {
+                "code": extended_codes(None if fresh else previous.folder if previous else folder),
+                "data": content,
+                "facts": asdict(data),
+                "init": [s.record() for s in begun()] if fresh else None,
+            }
+            train, valid, test = build_loaders(config, algorithm, splits, world)
+            site = build_site(config, algorithm, train, world, folder, stop)
+            evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
+            evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
+            trainer = Trainer(config, algorithm, site, stop, evaluator, begun)
+            trainer.rehearse()
+            with _held(folder, world):
+                _open_folder(folder, yaml, about, world, previous)
+                code = trainer.fit()
     except Interrupted:
         if world.main:
             print("stopped before the first step; the same command begins anew", flush=True)
         return STOPPED
-    except RanksMissing as e:
+    except (RanksMissing, PeerFailed) as e:
         print(f"dtrain: rank {rank}: {e}", file=sys.stderr)
-        return LOST
-    finally:
-        if not world.broken:  # leaving a broken group can hang as long as the broken collective did
-            leave()
+        return LOST if isinstance(e, RanksMissing) else 1
     if rank == 0 and config.run.report and _finished(folder):
         _report(folder, config)
     return code
+
+
+@contextlib.contextmanager
+def _joined(folder: Path, world: World) -> Iterator[None]:
+    """The time in the process group: an error of one rank reaches the others, with its reason, instead of a hang."""
+    watch = PeerWatch(world, partial(_note_failure, folder) if world.main else lambda _: None)
+    try:
+        yield
+    except BaseException as e:
+        error = explain(e, world, step=0)
+        raise error from (e.__cause__ if error is e else e)
+    finally:
+        watch.close()
+        if not world.broken:  # leaving a broken group can hang as long as the broken collective did
+            leave()
+
+
+def _note_failure(folder: Path, message: str) -> None:
+    """Where the main thread can no longer say it."""
+    with contextlib.suppress(OSError):  # before there is a folder, or where nothing can be written
+        write_json(folder / "status.json", {**read_json(folder / "status.json"), "state": "failed", "error": message})
 
 
 def _report(folder: Path, config: Config) -> None:

@@ -13,11 +13,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dtrain.config import ConfigError
+from dtrain.device import choose, claim, identity
+
+NCCL_GRACE = 120.0  # seconds after gloo's timeout: gloo names the ranks that are missing, NCCL ends the process
 
 
 class RanksMissing(RuntimeError):
     """A collective failed or timed out; the message names the ranks that did not arrive."""
+
+
+class PeerFailed(RuntimeError):
+    """Another rank ended by an error of its own; the message names the rank and the error."""
 
 
 @dataclass
@@ -32,7 +38,8 @@ class World:
     control: Any = None
     saving: Any = None
     store: Any = None
-    broken: bool = False  # a collective failed: no further one may be tried
+    broken: bool = False  # a collective or a rank failed: no further collective may be tried
+    failure: str | None = None  # which rank has failed by itself, and why
 
     @property
     def main(self) -> bool:
@@ -56,6 +63,25 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.control)
+
+    def publish(self, reason: str, grace: float = 10.0) -> None:
+        """Says that this rank ends by an error of its own; returns once the others know, or after `grace` seconds."""
+        self.broken = True
+        try:
+            self.store.set("failure", f"rank {self.rank}: {reason}")
+            others = [f"informed/{r}" for r in range(self.size) if r != self.rank]
+            deadline = time.monotonic() + grace
+            while time.monotonic() < deadline and not self.store.check(others):
+                time.sleep(0.1)
+        except RuntimeError:  # the store is gone, and the ranks with it
+            pass
+
+    def failed(self) -> str | None:
+        """What a rank has published, if one has; that rank waits until all others have asked."""
+        if self.failure is None and self.store.check(["failure"]):
+            self.failure = self.store.get("failure").decode()
+            self.store.set(f"informed/{self.rank}", b"1")
+        return self.failure
 
     def missing_ranks(self, grace: float = 3.0) -> list[int]:
         """After a failed collective: the ranks that do not report the same failure within `grace` seconds."""
@@ -108,12 +134,8 @@ def start(device: str = "auto", timeout: float = 600.0, deterministic: bool = Fa
     if deterministic:
         determine()
     rank, size, local_rank = environment()
-    cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    if cuda and not torch.cuda.is_available():
-        raise ConfigError("trainer.device=cuda: torch finds no GPU here")
-    place = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(place)
+    place = choose(device, local_rank)
+    cuda = place.type == "cuda"
     if size == 1:
         return World(device=place, timeout=timeout)
     if "RANK" not in os.environ:
@@ -123,9 +145,11 @@ def start(device: str = "auto", timeout: float = 600.0, deterministic: bool = Fa
     shared, _, _ = next(dist.rendezvous("env://", timeout=wait))
     # torchrun's store outlives its workers: a restarted job must not meet the addresses of the dead one.
     store = dist.PrefixStore(f"dtrain/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    if cuda:
+        claim(store, identity(place), rank, size, wait)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=wait,
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=size,
+        timeout=wait + timedelta(seconds=NCCL_GRACE) if cuda else wait, device_id=place if cuda else None,
     )  # fmt: skip
     control = dist.new_group(backend="gloo", timeout=wait)
     saving = dist.new_group(backend="gloo", timeout=wait)
@@ -153,9 +177,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.rows = len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        return _gathered(rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -175,10 +197,14 @@ def gather(rows: Tensor) -> Tensor:
         return rows
     if torch.is_grad_enabled():
         return _Gather.apply(rows)
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    longest = int(max(counts))
-    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+    counts = _gathered(torch.full((1,), len(rows), device=rows.device)).tolist()
+    padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+    parts = _gathered(padded).split(max(counts))
+    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)])
+
+
+def _gathered(rows: Tensor) -> Tensor:
+    """Of every rank, as many each: [B, ...] -> [world * B, ...]."""
+    out = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(out, rows.contiguous())
+    return out

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# StackedWAE with 10 levels on CelebA (001): one run over 2 nodes x 4 GPUs, a task for each GPU.
+# StackedWAE with 10 levels on CelebA (001): one run on one GPU, which a batch of 64 does not fill.
 #
 #   sbatch slurm/celeba10.sh
-#   sbatch --nodes=1 --partition=a100 slurm/celeba10.sh trainer.strategy=fsdp
+#   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/celeba10.sh trainer.batch_size=512
 #
+# A task for each GPU. More GPUs share out the batch: give them a larger one, and fewer trainer.max_steps.
 # Arguments are dtrain's overrides. Variables: DTRAIN_EXPERIMENT (celeba10), DTRAIN_PYTHON (.venv/bin/python),
 # DTRAIN_MAX_RESTARTS (20). Submit it again to continue a run that was cancelled or gave up.
 #SBATCH --job-name=celeba10
-#SBATCH --nodes=2
-#SBATCH --ntasks-per-node=4
-#SBATCH --gpus-per-node=4
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --output=%x-%j.log

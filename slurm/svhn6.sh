@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# StackedWAE with 6 levels on SVHN (001): one run on one node with 4 GPUs, a task for each GPU.
+# StackedWAE with 6 levels on SVHN (001): one run on one GPU, which a batch of 64 does not fill.
 #
 #   sbatch slurm/svhn6.sh
-#   sbatch --gpus-per-node=1 --ntasks-per-node=1 slurm/svhn6.sh seed=1
+#   sbatch --ntasks-per-node=4 --gpus-per-node=4 slurm/svhn6.sh trainer.batch_size=256
 #
+# A task for each GPU. More GPUs share out the batch: give them a larger one, and fewer trainer.max_steps.
 # Arguments are dtrain's overrides. Variables: DTRAIN_EXPERIMENT (svhn6), DTRAIN_PYTHON (.venv/bin/python),
 # DTRAIN_MAX_RESTARTS (20). Submit it again to continue a run that was cancelled or gave up.
 #SBATCH --job-name=svhn6
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=4
-#SBATCH --gpus-per-node=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --output=%x-%j.log

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# SWAE with both stages on CelebA (000): one run on one node with 4 GPUs, a task for each GPU.
+# SWAE with both stages on CelebA (000): one run on one GPU, which a batch of 64 does not fill.
 #
 #   sbatch slurm/swae_celeba.sh
-#   sbatch --time=12:00:00 slurm/swae_celeba.sh trainer.precision=bf16
+#   sbatch --ntasks-per-node=4 --gpus-per-node=4 slurm/swae_celeba.sh trainer.batch_size=256
 #
+# A task for each GPU. More GPUs share out the batch: give them a larger one, and fewer trainer.max_steps.
 # Arguments are dtrain's overrides. Variables: DTRAIN_EXPERIMENT (swae_celeba), DTRAIN_PYTHON (.venv/bin/python),
 # DTRAIN_MAX_RESTARTS (20). Submit it again to continue a run that was cancelled or gave up.
 #SBATCH --job-name=swae_celeba
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=4
-#SBATCH --gpus-per-node=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
 #SBATCH --output=%x-%j.log

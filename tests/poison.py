@@ -14,7 +14,8 @@ from tests.adversary import Adversary
 
 class Poisoned(Adversary):
     """On the rank that reads one of these positions: nan_at: the term "pixels" is NaN; nan_gradient_at: the terms are
-    finite and the gradients are NaN; hang_at: it sleeps. puts: an operation without a deterministic kernel.
+    finite and the gradients are NaN; hang_at: it sleeps; fail_at: its memory is over. puts: an operation without a
+    deterministic kernel.
     """
 
     def __init__(
@@ -24,11 +25,13 @@ class Poisoned(Adversary):
         nan_at: Sequence[int] = (),
         nan_gradient_at: Sequence[int] = (),
         hang_at: Sequence[int] = (),
+        fail_at: Sequence[int] = (),
         puts: bool = False,
     ) -> None:
         super().__init__(data)
         self.puts = puts
         self.nan_at, self.hang_at = torch.tensor(list(nan_at)), torch.tensor(list(hang_at))
+        self.fail_at = torch.tensor(list(fail_at))
         self.nan_gradient_at = torch.tensor(list(nan_gradient_at))
 
     def autoencoder_loss(self, batch: Batch) -> Terms:
@@ -39,6 +42,8 @@ class Poisoned(Adversary):
             terms["fool"] = terms["fool"] + (terms["pixels"] * 0).sqrt()  # 0 times the infinite slope at 0
         if torch.isin(batch.noise.position, self.hang_at).any():
             time.sleep(30)
+        if torch.isin(batch.noise.position, self.fail_at).any():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if self.puts:
             torch.zeros(1).put_(torch.tensor([0]), torch.ones(1))
         return terms

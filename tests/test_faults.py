@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from dtrain.checkpoint import steps
-from dtrain.faults import COLLECTIVE
+from dtrain.faults import COLLECTIVE, PeerWatch, StopSignal
 from dtrain.files import LOST, STOPPED
+from dtrain.world import start
 from tests.harness import difference
 from tests.processes import launch
 from tests.runs import command, environment, execute, final_weights, freeze, metrics, status
@@ -175,6 +176,62 @@ def test_a_rank_that_hangs_is_named_within_the_timeout(tmp_path: Path, shards: P
     assert time.monotonic() - begin < 60
     assert "RanksMissing" in status(tmp_path / "run")["error"]
     assert f"exitcode  : {LOST}" in log
+
+
+@pytest.mark.parametrize(("failing", "position"), [(0, 200), (1, 201)])
+def test_a_rank_out_of_memory_ends_all_as_failed_with_its_reason(
+    tmp_path: Path, shards: Path, failing: int, position: int
+) -> None:
+    """Not as if it had been lost: the same command would fail again, and must not go back into the queue."""
+    file = freeze(tmp_path / "run", shards, model={"_target_": POISONED, "fail_at": [position]})
+    found = launch(2, execute, file, check=False)  # long before trainer.timeout
+    assert "OutOfMemoryError: CUDA out of memory" in found[failing]
+    assert found[1 - failing] == 1  # not LOST
+    error = status(tmp_path / "run")["error"]
+    assert status(tmp_path / "run")["state"] == "failed" and "CUDA out of memory" in error
+    assert failing == 0 or f"rank {failing}: OutOfMemoryError" in error
+
+
+def stuck(folder: Path) -> None:
+    """Rank 1 fails by itself while rank 0 waits for what never comes."""
+    world = start("cpu")
+    if world.rank:
+        world.publish("ValueError: why", grace=60)
+        return
+    PeerWatch.STUCK = 0.2
+    PeerWatch(world, (folder / "noted").write_text)  # type: ignore[arg-type]
+    time.sleep(100)
+
+
+def test_a_rank_that_is_stuck_with_a_failed_one_is_ended(tmp_path: Path) -> None:
+    assert launch(2, stuck, tmp_path, check=False, timeout=90) == ["died", None]
+    assert (tmp_path / "noted").read_text() == "ended, since another rank has failed: rank 1: ValueError: why"
+
+
+def stop_votes(asked_at: int) -> tuple[int, int]:
+    """After how many steps rank 1's request at one of them is agreed on, and how many votes that took."""
+    stop, votes = StopSignal(start("cpu")), 0
+    begin_vote = stop._begin_vote
+
+    def counted() -> None:
+        nonlocal votes
+        votes += 1
+        begin_vote()
+
+    stop._begin_vote = counted  # type: ignore[method-assign]
+    for step in range(10 * asked_at):
+        stop.requested |= stop.world.rank == 1 and step == asked_at
+        time.sleep(0.001 * (1 + stop.world.rank))
+        if stop.agreed():
+            stop.drain()
+            return step, votes
+    raise AssertionError("never agreed")
+
+
+def test_ranks_vote_on_a_stop_now_and_then_and_at_the_same_steps() -> None:
+    (step, votes), other = launch(2, stop_votes, 400)
+    assert other == (step, votes)
+    assert 400 <= step <= 400 + 2 * StopSignal.LONGEST and 400 / StopSignal.LONGEST <= votes < 200
 
 
 def test_torchrun_restarts_a_killed_rank_from_the_last_checkpoint(tmp_path: Path, shards: Path) -> None:

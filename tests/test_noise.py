@@ -46,3 +46,25 @@ def test_uniform_is_uniform_in_every_bin() -> None:
     expected = u.numel() / 64
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert chi_square < 63 + 5 * (2 * 63) ** 0.5
+
+
+def test_sites_drawn_ahead_in_one_pass_are_the_same_numbers() -> None:
+    noise = Noise.of(40, seed=3, start=2**33 + 5)
+    shapes: dict[str, tuple[int, ...]] = {
+        "z1": (32,),
+        "odd": (7,),
+        "image": (2, 3, 5),
+        "one": (1,),
+        "large": (40, 40),
+    }
+    ahead = noise.ahead(shapes)
+    assert ahead._drawn.keys() == shapes.keys() - {"large"}
+    for site, shape in shapes.items():
+        assert torch.equal(ahead.normal(site, *shape), noise.normal(site, *shape)), site
+    assert torch.equal(ahead.normal("z1", 4), noise.normal("z1", 4))  # another shape than announced
+    for part, whole in (
+        (ahead[3:9], noise[3:9]),
+        (ahead.inner(1), noise.inner(1)),
+        (ahead.chunk(4)[2], noise[20:30]),
+    ):
+        assert torch.equal(part.normal("z1", 32), whole.normal("z1", 32))

@@ -223,3 +223,16 @@ def test_the_schedule_spans_the_training_also_where_a_step_takes_several_batches
     assert [line["epoch"] for line in lines] == list(range(1, 9))  # a step takes all 32 images
     seen = [line["lr/autoencoder1"] for line in lines]
     assert seen == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)], abs=1e-6)
+
+
+def test_a_compiled_step_is_compiled_but_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the noise of an inner step nor its prior may start the compiler again."""
+    from torch._dynamo.testing import CompileCounter
+
+    counter, compiled = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn: compiled(fn, backend=counter))
+    run = session("trainer.compile=true", "model.inner_steps=4")
+    run.steps(1)
+    once = counter.frame_count
+    run.steps(2)
+    assert counter.frame_count == once > 0

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from nvidia.dali import Pipeline, fn
 from nvidia.dali.types import DALIDataType, DALIImageType
 from torch import Tensor
@@ -47,7 +46,7 @@ class DaliLoader(ShardLoader):
 
     def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor], None, None]:
         for rows, pixels in prefetch(self._run(plan), self.batches_ahead + 1):
-            yield rows, torch.from_numpy(pixels).to(self.spec.device)
+            yield rows, self.transfer(pixels)
 
     def _run(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, npt.NDArray[np.uint8]], None, None]:
         pipeline = self._pipeline()

@@ -13,7 +13,6 @@ from typing import Literal
 import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 from ffcv.fields.ndarray import NDArrayDecoder
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader import Loader as FfcvPipeline
@@ -71,7 +70,7 @@ class FfcvLoader(ShardLoader):
 
     def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor], None, None]:
         for rows, pixels in prefetch(self._run(plan), self.batches_ahead + 1):
-            yield rows, torch.from_numpy(pixels).to(self.spec.device)
+            yield rows, self.transfer(pixels)
 
     def _run(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, npt.NDArray[np.uint8]], None, None]:
         numba.set_num_threads(self.pipeline.num_workers)  # per thread

@@ -47,11 +47,11 @@ class ResidentLoader(ShardLoader):
     def images(self, plan: Iterator[Rows]) -> Generator[tuple[Rows, Tensor], None, None]:
         if not self.on_host:
             for rows in plan:
-                yield rows, self.pixels.index_select(0, torch.from_numpy(rows.indices).to(self.spec.device))
+                yield rows, self.pixels.index_select(0, self.transfer(rows.indices))
             return
         stream = prefetch(self._gather(plan, _DEPTH), _DEPTH) if self.memory_map else self._gather(plan, 1)
         for rows, pixels in stream:
-            yield rows, torch.from_numpy(pixels).to(self.spec.device)
+            yield rows, self.transfer(pixels)
 
     def _gather(
         self, plan: Iterator[Rows], buffers: int

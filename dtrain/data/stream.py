@@ -19,6 +19,7 @@ from torch import Tensor
 from dtrain.data.batch import Batch, captions, flipped, to_float
 from dtrain.data.order import Indices, Order, positions
 from dtrain.data.shards import Split
+from dtrain.data.transfer import Transfer
 from dtrain.noise import Noise
 
 
@@ -56,6 +57,7 @@ class ShardLoader(ABC):
 
     def __init__(self, split: Split, spec: Spec) -> None:
         self.split, self.spec = split, spec
+        self.transfer = Transfer(spec.device)
         self.arrays = {name: torch.from_numpy(np.array(a)).to(spec.device) for name, a in split.arrays.items()}
 
     @property
@@ -110,8 +112,7 @@ class ShardLoader(ABC):
 
     def _batch(self, rows: Rows, images: Tensor, seed: int, flip: bool, draw: bool) -> Batch:
         """draw: one caption of each sample, else the first."""
-        noise = Noise(seed, torch.from_numpy(rows.at).to(self.spec.device))
-        indices = torch.from_numpy(rows.indices).to(self.spec.device)
+        noise, indices = Noise(seed, self.transfer(rows.at)), self.transfer(rows.indices)
         side = {name: a.index_select(0, indices) for name, a in self.arrays.items() if name != "embeddings"}
         if (every := self.arrays.get("embeddings")) is not None:
             side["embeddings"] = _of_one_caption(every, indices, noise if draw else None)

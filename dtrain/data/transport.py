@@ -15,10 +15,10 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dtrain.data.problems import Draw, Solved, begin_worker, solve, solve_in_worker
+from dtrain.data.transfer import Transfer
 from dtrain.losses.ot import Solver
 from dtrain.noise import Noise
 
@@ -38,7 +38,7 @@ class Problems:
     results: Mapping[int, Callable[[], Solved]]
     count: int
     size: int
-    device: torch.device
+    transfer: Transfer
 
     def __getitem__(self, rows: slice) -> tuple[Tensor, ...]:
         """noise [B, d], potential [B], target [B, d], and the problem in the batch [B] of each row."""
@@ -50,7 +50,7 @@ class Problems:
             for p, part in zip(solved, example, strict=True):
                 column[problem == p] = part[member[problem == p]]
             columns.append(column)
-        return tuple(torch.from_numpy(c).to(self.device) for c in (*columns, problem))
+        return tuple(self.transfer(column) for column in (*columns, problem))
 
 
 class TransportProblems:
@@ -68,7 +68,7 @@ class TransportProblems:
             site.batch_size,
             site.world,
         )
-        self.count = self.batch_size // size
+        self.count, self.transfer = self.batch_size // size, Transfer(site.world.device)
         rows = range(self.world.rank, self.batch_size, self.world.size)
         self.mine = sorted({row % self.count for row in rows})
         self._pool: ProcessPoolExecutor | None = None
@@ -82,7 +82,7 @@ class TransportProblems:
         for first in itertools.count(start // self.batch_size * self.count, self.count):
             ahead.append({p: self._begin(first + p) for p in self.mine})
             if len(ahead) > AHEAD:
-                yield Problems(ahead.popleft(), self.count, self.size, self.world.device)
+                yield Problems(ahead.popleft(), self.count, self.size, self.transfer)
 
     def _begin(self, problem: int) -> Callable[[], Solved]:
         """Has the problem solved; what waits for its solution."""

@@ -39,6 +39,7 @@ def opened(config: Config, folder: Path, bar: Bar | None = None) -> Iterator[tup
 
     Interrupted where a signal asks to stop. bar: shows how far an evaluation has come.
     """
+    from dtrain import precision
     from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
     from dtrain.evaluate.evaluation import Evaluation
     from dtrain.evaluate.evaluator import Evaluator
@@ -52,6 +53,7 @@ def opened(config: Config, folder: Path, bar: Bar | None = None) -> Iterator[tup
     algorithm = build_algorithm(config, facts(splits[0]))
     check_model(config.evaluate, algorithm, splits[0])
     world = start(config.trainer.device, config.trainer.timeout, config.trainer.deterministic)
+    precision.use(config.trainer.precision)
     try:
         train, valid, test = build_loaders(config, algorithm, splits, world)
         stop = StopSignal(world)

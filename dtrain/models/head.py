@@ -59,11 +59,11 @@ class Head(nn.Module):
         """G2(E2 h)."""
         return self.decoder(self.encoder(h))
 
-    def critic_loss(self, h: Tensor, noise: Noise) -> Terms:
-        """D2 ascends log D2(z) + log(1 - D2(E2 h))."""
+    def critic_loss(self, h: Tensor, z: Tensor) -> Terms:
+        """D2 ascends log D2(z) + log(1 - D2(E2 h)). z: of `draw`, which in here would be compiled for every seed."""
         with torch.no_grad():
             codes = self.encoder(h)
-        return {"critic": critic_loss(self.critic(self.draw(noise)), self.critic(codes))}
+        return {"critic": critic_loss(self.critic(z), self.critic(codes))}
 
     def autoencoder_loss(self, h: Tensor, variance: Tensor) -> Terms:
         """E2, G2 descend |h - G2(E2 h)|^2 - log D2(E2 h) (Eq. 4), the square weighted. variance: of h, [B]."""

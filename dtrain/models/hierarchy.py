@@ -63,6 +63,10 @@ class Hierarchy(Algorithm):
             z, _ = decoder(z)
         return self.decoders[0](z)
 
+    def sites(self, name: str, count: int) -> dict[str, tuple[int, ...]]:
+        """The places of a step that draw: <name>1 .. <name>count, each of its level's code, and the prior."""
+        return {**{f"{name}{i}": self.shapes[i] for i in range(1, count + 1)}, "prior": self.shapes[-1]}
+
     def draw_deepest(self, noise: Noise) -> Tensor:
         """z_N from its prior N(0, prior_scale^2 I)."""
         return self.prior_scale * noise.normal("prior", *self.shapes[-1])

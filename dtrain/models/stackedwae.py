@@ -67,10 +67,10 @@ class StackedWAE(Hierarchy):
         The targets z_i are not detached: gradients reach both sides of each cost.
         """
         terms: Terms = {}
-        below = batch.x
+        below, noise = batch.x, batch.noise.ahead(self.sites("z", self.levels))
         for i in range(self.levels):
             mean, variance = self.encoders[i](below)
-            z = draw(mean, variance, batch.noise, f"z{i + 1}")
+            z = draw(mean, variance, noise, f"z{i + 1}")
             if i == 0:
                 terms["x"] = squared_cost(batch.x, self.decoders[0](z))
             else:
@@ -78,7 +78,7 @@ class StackedWAE(Hierarchy):
             if self.penalised:
                 terms[f"var{i + 1}"] = self.variance_weights[i] * log_variance_penalty(variance)
             below = z
-        mmd = imq_mmd(self.gather(below), self.gather(self.draw_deepest(batch.noise)), self.prior_scale)
+        mmd = imq_mmd(self.gather(below), self.gather(self.draw_deepest(noise)), self.prior_scale)
         terms["mmd"] = self.lambda_match * mmd
         return terms
 
@@ -108,9 +108,10 @@ class HierarchicalWAE(Hierarchy):
 
     def objective(self, batch: Batch) -> Terms:
         """Eq. 8: c(x, x_hat) through z_1, and the MMD between its codes and the z_1 of the generative model."""
+        noise = batch.noise.ahead({"z1": self.shapes[1], **self.sites("decode", self.levels - 1)})
         mean, variance = self.encoders[0](batch.x)
-        z = draw(mean, variance, batch.noise, "z1")
-        learned = self.chain(batch.noise, batch.noise)
+        z = draw(mean, variance, noise, "z1")
+        learned = self.chain(noise, noise)
         # The kernel's scales are by d_1, which the paper does not state; the authors' code has d_N.
         mmd = imq_mmd(self.gather(z), self.gather(learned), self.prior_scale)
         return {"x": squared_cost(batch.x, self.decoders[0](z)), "mmd": self.lambda_match * mmd}

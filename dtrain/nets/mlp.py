@@ -16,7 +16,8 @@ VARIANCE_FLOOR = 1e-6  # keeps log and sqrt of a collapsed variance finite; not 
 
 def variance_of(raw: Tensor) -> Tensor:
     """softplus(clip(raw, -20, 500)) plus a small floor: how a network's raw output becomes a variance."""
-    return F.softplus(raw.clamp(-20, 500)) + VARIANCE_FLOOR
+    # hardtanh is a clip whose backward is one kernel, not five.
+    return F.softplus(F.hardtanh(raw, -20, 500)) + VARIANCE_FLOOR
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from dtrain import precision
 from dtrain.losses.gaussian import (
     draw,
     expected_squared_cost,
@@ -40,6 +41,18 @@ def test_mmd_equals_the_double_loop_over_pairs(sigma: float) -> None:
     within = sum(kernel(z[i], z[j]) for z in (codes, prior) for i, j in pairs if i != j) / (n * n - n)
     cross = sum(kernel(codes[i], prior[j]) for i, j in pairs) / n**2
     assert float(imq_mmd(codes, prior, sigma)) == pytest.approx(within - 2 * cross, rel=1e-12)
+
+
+def test_mmd_is_exact_where_products_are_in_tf32() -> None:
+    """On a GPU their 10 bits would cancel in the distances: the products are taken in float64 then."""
+    codes, prior = rows(8, 2, 0).float() + 1e3, rows(8, 2, 1).float() + 1e3
+    precision.use("tf32")
+    try:
+        found = imq_mmd(codes, prior)
+    finally:
+        precision.use("fp32")
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(imq_mmd(codes.double(), prior.double())), rel=1e-6)
 
 
 def test_mmd_of_far_apart_clouds_is_the_kernel_of_the_within_pairs() -> None:
