@@ -100,7 +100,8 @@ def trained(trainer: Trainer) -> Callable[[], None]:
     """The same through Trainer: its own steps, with logs and without evaluation or checkpoint."""
 
     def step() -> None:
-        trainer.advance()
+        for stage in trainer.advance():
+            stage.step(trainer.stream, trainer.updater)
         trainer.stop.agreed()
 
     return step

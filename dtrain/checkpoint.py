@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import threading
@@ -70,8 +71,18 @@ def steps(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if not p.suffix)
 
 
+def step_of(path: Path) -> int:
+    """The step of a published checkpoint."""
+    return int(path.name.split("-")[1])
+
+
 class Checkpointer:
-    """Saves and finds the checkpoints of one run. Every rank has one and calls the same methods in the same order."""
+    """Saves and finds the checkpoints of one run. Every rank has one and calls the same methods in the same order.
+
+    until: no checkpoint of a later step is found.
+    """
+
+    until = math.inf
 
     def __init__(self, folder: Path, settings: CheckpointConfig, world: World, report: Callable[[str], None]) -> None:
         self.folder, self.settings, self.world, self.report = folder, settings, world, report
@@ -202,8 +213,7 @@ class Checkpointer:
         every = steps(self.folder)
         best = next(self._best(), None)
         for path in every[: -self.settings.keep]:
-            step = int(path.name.split("-")[1])
-            milestone = self.settings.milestones and step % self.settings.milestones == 0
+            milestone = self.settings.milestones and step_of(path) % self.settings.milestones == 0
             if not milestone and path != best:
                 going = path.with_suffix(".incomplete")  # what a kill leaves of it is no checkpoint
                 os.replace(path, going)
@@ -235,6 +245,8 @@ class Checkpointer:
         found = None
         if self.world.main:
             for path in self._best() if best else reversed(steps(self.folder)):
+                if step_of(path) > self.until:
+                    continue
                 try:
                     found = (path, verify(path))
                     break

@@ -32,7 +32,12 @@ COLUMNS = (
 
 
 class Log:
-    """The run's voice on rank 0; on the other ranks every call does nothing."""
+    """The run's voice on rank 0; on the other ranks every call does nothing.
+
+    prefix: of every line, where several runs speak; then there is no progress bar.
+    """
+
+    prefix = ""
 
     def __init__(self, run_dir: Path, max_steps: int, main: bool) -> None:
         self.run_dir, self.max_steps, self.main = run_dir, max_steps, main
@@ -54,7 +59,7 @@ class Log:
 
         self._count()
         self._board = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=step + 1 if step else None)
-        if bar and sys.stdout.isatty():
+        if bar and not self.prefix and sys.stdout.isatty():
             self._bar = Progress(*COLUMNS)
             texts: dict[str, Any] = {"epoch": 0, "loss": "-", "speed": "-"}
             self._task = self._bar.add_task("train", total=self.max_steps, completed=step, **texts)
@@ -72,7 +77,7 @@ class Log:
         if not self.main:
             return
         try:
-            (self._bar.console.print if self._bar else lambda t: print(t, flush=True))(text)
+            (self._bar.console.print if self._bar else lambda t: print(t, flush=True))(self.prefix + text)
         except BrokenPipeError:  # whoever read along has gone
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 

@@ -42,6 +42,10 @@ class Meter:
         memory = memory_mb(self.device)
         return {"images_per_s": images / seconds, "step_s": seconds, "data_wait_s": waited, "memory_mb": memory}
 
+    def skip(self, seconds: float) -> None:
+        """Leaves out time that was no part of a step, or of another's."""
+        self._begin += seconds
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """An evaluation, or a save, is no part of a step."""
@@ -49,7 +53,7 @@ class Meter:
         try:
             yield
         finally:
-            self._begin += time.perf_counter() - begin
+            self.skip(time.perf_counter() - begin)
 
     def next(self, items: Iterator[T]) -> T:
         """The next item, waited for."""

@@ -13,10 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from dtrain import precision
 from dtrain.build import build_algorithm, build_loaders, build_site, facts, open_data
 from dtrain.checkpoint import steps
 from dtrain.config import Config, ConfigError, run_dir, signature
+from dtrain.data.build import Loader
+from dtrain.data.shards import Split
 from dtrain.evaluate.evaluation import Evaluation
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.evaluate.preflight import check as check_evaluation
@@ -33,6 +35,7 @@ from dtrain.faults import Interrupted, PeerWatch, StopSignal, explain
 from dtrain.files import LOST, STOPPED, append_line, held, read_json, replace_text, write_json
 from dtrain.followup import Earlier, extended
 from dtrain.init import check_unchanged, recorded, starts
+from dtrain.models.base import Algorithm
 from dtrain.report.differences import flat
 from dtrain.source import extended_codes
 from dtrain.target import completed
@@ -45,30 +48,38 @@ INSTRUCTIONS = {
     "bf16": ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"),
     "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
+Loaders = tuple[Loader, Loader, Loader]  # of the training, validation and test split
+T = TypeVar("T", bound=Trainer)
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "dtrain")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A configuration that has passed the checks, what they built, and its run's folder.
+
+    previous: the run that it continues, where it has another folder or was shorter.
+    """
+
+    config: Config
+    yaml: str
+    splits: tuple[Split, Split, Split]
+    algorithm: Algorithm
+    folder: Path
+    previous: Earlier | None
+
+    @property
+    def content(self) -> dict[str, str]:
+        """The digests of the data by split."""
+        return {split.path.name: split.content for split in self.splits}
 
 
 def run(config: Config, yaml: str) -> int:
     """Trains the configured run in its folder and returns the exit code. All is checked before the folder exists."""
     rank, size, _ = environment()
     config.trainer.check_world(size)
-    splits = open_data(config)
-    check_evaluation(config.evaluate, splits[0])
-    data = facts(splits[0])
-    algorithm = build_algorithm(config, data)
-    check_model(config.evaluate, algorithm, splits[0])
-    folder = run_dir(config)
-    content = {split.path.name: split.content for split in splits}
-    previous = None
-    if config.run.extend or not (folder / "config.yaml").exists():
-        previous = extended(folder, config, algorithm, len(splits[0]), content, main=rank == 0)
-    if previous is None:
-        _check_folder(folder, config, content)
-        check_unchanged(config, algorithm, folder)
-        if _finished(folder):
-            if rank == 0:
-                print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
-            return 0
+    ready = prepare(config, yaml)
+    if ready is None:
+        return 0
     world = start(config.trainer.device, config.trainer.timeout, config.trainer.deterministic)
     precision.use(config.trainer.precision)
     if world.main and emulated(config.trainer.precision, world.device):
@@ -78,25 +89,8 @@ def run(config: Config, yaml: str) -> int:
             file=sys.stderr,
         )
     try:
-        with _joined(folder, world):
-            stop = StopSignal(world)
-            begun = cache(partial(starts, config, algorithm, world))
-            fresh = previous is None and not steps(folder / "checkpoints")
-            about = {
-                "code": extended_codes(None if fresh else previous.folder if previous else folder),
-                "data": content,
-                "facts": asdict(data),
-                "init": [s.record() for s in begun()] if fresh else None,
-            }
-            train, valid, test = build_loaders(config, algorithm, splits, world)
-            site = build_site(config, algorithm, train, world, folder, stop)
-            evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
-            evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
-            trainer = Trainer(config, algorithm, site, stop, evaluator, begun)
-            trainer.rehearse()
-            with _held(folder, world):
-                _open_folder(folder, yaml, about, world, previous)
-                code = trainer.fit()
+        with _joined(ready.folder, world), training(ready, world, StopSignal(world), Trainer) as trainer:
+            code = trainer.fit()
     except Interrupted:
         if world.main:
             print("stopped before the first step; the same command begins anew", flush=True)
@@ -104,8 +98,8 @@ def run(config: Config, yaml: str) -> int:
     except (RanksMissing, PeerFailed) as e:
         print(f"dtrain: rank {rank}: {e}", file=sys.stderr)
         return LOST if isinstance(e, RanksMissing) else 1
-    if rank == 0 and config.run.report and _finished(folder):
-        _report(folder, config)
+    if rank == 0:
+        report(ready)
     return code
 
 
@@ -130,8 +124,60 @@ def _note_failure(folder: Path, message: str) -> None:
         write_json(folder / "status.json", {**read_json(folder / "status.json"), "state": "failed", "error": message})
 
 
-def _report(folder: Path, config: Config) -> None:
-    """The page of a finished run. Whatever stops it, the run is finished all the same."""
+def prepare(config: Config, yaml: str) -> Prepared | None:
+    """Checks all that can be checked of a run before its folder exists; None, which is said, of a finished one."""
+    main = environment()[0] == 0
+    splits = open_data(config)
+    check_evaluation(config.evaluate, splits[0])
+    algorithm = build_algorithm(config, facts(splits[0]))
+    check_model(config.evaluate, algorithm, splits[0])
+    folder, previous = run_dir(config), None
+    content = {split.path.name: split.content for split in splits}
+    if config.run.extend or not (folder / "config.yaml").exists():
+        previous = extended(folder, config, algorithm, len(splits[0]), content, main=main)
+    if previous is None:
+        _check_folder(folder, config, content)
+        check_unchanged(config, algorithm, folder)
+        if _finished(folder):
+            if main:
+                print(f"{folder} is finished; to train it anew, remove it or set run.dir or run.name")
+            return None
+    return Prepared(config, yaml, splits, algorithm, folder, previous)
+
+
+@contextlib.contextmanager
+def training(
+    ready: Prepared, world: World, stop: StopSignal, kind: type[T], loaders: Loaders | None = None
+) -> Iterator[T]:
+    """The run's trainer, rehearsed, in its folder, which is kept from other processes.
+
+    loaders: of the three splits, where other runs read them too.
+    """
+    config, algorithm, folder, previous = ready.config, ready.algorithm, ready.folder, ready.previous
+    begun = cache(partial(starts, config, algorithm, world))
+    fresh = previous is None and not steps(folder / "checkpoints")
+    about = {
+        "code": extended_codes(None if fresh else previous.folder if previous else folder),
+        "data": ready.content,
+        "facts": asdict(facts(ready.splits[0])),
+        "init": [s.record() for s in begun()] if fresh else None,
+    }
+    train, valid, test = loaders or build_loaders(config, algorithm, ready.splits, world)
+    site = build_site(config, algorithm, train, world, folder, stop)
+    evaluation = Evaluation(algorithm, site, valid, config.evaluate, config.run.root / "statistics")
+    evaluator = Evaluator(evaluation, replace(evaluation, heldout=test))
+    trainer = kind(config, algorithm, site, stop, evaluator, begun)
+    trainer.rehearse()
+    with _held(folder, world):
+        _open_folder(folder, ready.yaml, about, world, previous)
+        yield trainer
+
+
+def report(ready: Prepared) -> None:
+    """The page of a finished run, if it wants one. Whatever stops it, the run is finished all the same."""
+    folder, config = ready.folder, ready.config
+    if not (config.run.report and _finished(folder)):
+        return
     module = str(config.model["_target_"]).rpartition(".")[0]  # it has trained this run: it is trusted
     try:
         from dtrain.report.run import run_page
@@ -246,6 +292,7 @@ def _environment(world: World) -> dict[str, Any]:
     }
 
 
+@cache
 def _revision() -> str | None:
     """Of the checkout that the code lies in; None where it lies in a virtual environment of another project."""
     if not shutil.which("git"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+
 import torch
 
 from dtrain import tensors
@@ -49,6 +52,7 @@ class Trainer:
         self.meter = Meter(self.world.device)
         self.mishaps = 0  # skipped steps or rollbacks
         self.saved: int | None = None
+        self.code = 0  # of the exit
         self._set_stage(0, step=0, images=0)
 
     def _set_stage(self, number: int, step: int, images: int) -> None:
@@ -75,12 +79,23 @@ class Trainer:
 
     def fit(self) -> int:
         """Runs to the end, and evaluates there on both splits: 0, also when paused; STOPPED when asked to stop."""
+        course = self.course()
+        for stage in course:
+            try:
+                stage.step(self.stream, self.updater)
+            except BaseException as e:
+                with suppress(StopIteration):
+                    course.throw(e)  # says what becomes of the run
+        return self.code
+
+    def course(self) -> Generator[Stage, None, None]:
+        """All of `fit` but the steps: whoever iterates takes one, of the stage it yields; `code` is how it ended."""
         try:
             self.begin()
-            self._train_stage()
+            yield from self._train_stage()
             while not self.final:
                 self._enter(self.number + 1)
-                self._train_stage()
+                yield from self._train_stage()
             self._finish()
         except Paused:
             self.log.beat(self.step, state="paused")
@@ -89,7 +104,7 @@ class Trainer:
             where = "there" if self._save_surely() else "the last checkpoint"
             self.log.beat(self.step, state="stopped")
             self.log.line(f"stopped at step {self.step}; the same command continues from {where}")
-            return STOPPED
+            self.code = STOPPED
         except BaseException as e:
             error = explain(e, self.world, self.step)
             self.log.beat(self.step, state="failed", error=f"{type(error).__name__}: {error}")
@@ -101,12 +116,11 @@ class Trainer:
                 self.stop.drain()
                 self.checkpoints.wait()
             self.log.close()
-        return 0
 
     def begin(self) -> None:
         """Continues from the newest checkpoint, or begins the first stage."""
         self.checkpoints.tidy()
-        found = self._restore()
+        found = self.restore()
         self.log.start(self.step)
         self.log.rewind(self.step)
         self.log.beat(self.step, state="running")
@@ -139,7 +153,7 @@ class Trainer:
         self.algorithm.train()
         self.meter.restart(self.step)
 
-    def _train_stage(self) -> None:
+    def _train_stage(self) -> Iterator[Stage]:
         """Steps to the stage's length, or until its patience is over, when its best weights are its result."""
         if self.judge.due:
             value, self.saved = self._judge(), None  # its checkpoint is without the metric
@@ -147,7 +161,7 @@ class Trainer:
         while self.step - self.begun < self.stages[self.number][1] and not self.judge.out_of_patience:
             if self.step >= self.pause:
                 self._pause()
-            self.advance()
+            yield from self.advance()
             if self.stop.agreed():
                 if self.step != self.meter.step:
                     self._log_step()  # nothing is saved unseen
@@ -156,7 +170,7 @@ class Trainer:
         self._save_or_fail()
         if self.judge.patience:
             end = self.step
-            found = self._restore(best=True)
+            found = self.restore(best=True)
             which = "the best one" if found else "the last one, since no best one verifies"
             self.log.line(f"the weights are those of step {self.step}, {which}")
             if not self.final:
@@ -166,11 +180,11 @@ class Trainer:
         """Saves and evaluates, which change nothing of what follows. Raises Paused, but not after a rollback."""
         if self.step == self.meter.step or self._log_step():
             self._save_or_fail()
-            self._evaluate("valid")
+            self.evaluate("valid")
             raise Paused
 
-    def advance(self) -> None:
-        """One step, and what is due after it."""
+    def advance(self) -> Iterator[Stage]:
+        """One step, which is taken by whoever iterates, and what is due after it."""
         settings, step, (stage, length) = self.settings, self.step + 1, self.stages[self.number]
         last = step - self.begun == length
         save = last or step % settings.checkpoint.every == 0
@@ -181,7 +195,7 @@ class Trainer:
         reseed(self.site.seed, self.step, self.world)
         before, batch = self.stream.images, settings.batch_size * stage.batches_per_step
         self.updater.begin(self.step, before, length * batch, measure=log)
-        stage.step(self.stream, self.updater)
+        yield stage
         self.stream.taken(before)
         self.step, self.images = step, self.stream.images
         if log and not self._log_step():
@@ -191,22 +205,6 @@ class Trainer:
             if save or value is not None or self.judge.out_of_patience:
                 self._save_judged(value)
         self.log.beat(self.step)
-
-    def restore(self, finished: bool) -> None:
-        """Loads the newest checkpoint, or a finished run's result. ConfigError if there is none."""
-        found = self._restore()
-        if finished and self.judge.patience:
-            found = self._restore(best=True)
-        if not found:
-            raise ConfigError(f"{self.site.folder} has no checkpoint that verifies: there is nothing to evaluate yet")
-
-    def evaluate(self, split: HeldOut, finished: bool) -> None:
-        """Evaluates and draws what `restore` loads."""
-        self.restore(finished)
-        self.log.start(self.step, bar=False)
-        self._evaluate(split, pictures=True)
-        self.log.line(f"pictures in {self.site.folder / 'images'}")
-        self.log.close()
 
     def _log_step(self) -> bool:
         """Reads and writes the metrics of the steps since the last time; False after a rollback."""
@@ -229,7 +227,7 @@ class Trainer:
         if self.mishaps > self.settings.nonfinite_limit:
             raise NonFinite(f"{message}; {self.settings.nonfinite_limit} rollbacks did not help")
         self.checkpoints.wait()
-        number, _ = self.number, self._restore()
+        number, _ = self.number, self.restore()
         if self.number != number:
             raise NonFinite(f"{message}; no checkpoint of its stage verifies to roll back to")
         self.log.rewind(self.step)
@@ -249,7 +247,7 @@ class Trainer:
     def _judge(self) -> float | None:
         """Evaluates; the judge's metric if it is better than ever before in this stage."""
         self.judge.due = True
-        values = self._evaluate("valid")
+        values = self.evaluate("valid")
         self.judge.due = False
         return self.judge.judge(values)
 
@@ -286,7 +284,7 @@ class Trainer:
             self.saved = None
         return False
 
-    def _restore(self, best: bool = False) -> bool:
+    def restore(self, best: bool = False) -> bool:
         """Continues from the newest checkpoint that verifies, or from the best of its stage; False without one."""
         found = self.checkpoints.latest(best)
         if found is None:
@@ -304,7 +302,8 @@ class Trainer:
         self.judge.restore(info["judged"])
         return True
 
-    def _evaluate(self, split: HeldOut, pictures: bool = False) -> dict[str, float]:
+    def evaluate(self, split: HeldOut, pictures: bool = False) -> dict[str, float]:
+        """The numbers of the weights at hand, and perhaps pictures."""
         with evaluating(self.algorithm, self.updater, self.world):
             values = self.evaluation.measure(split)
             self.log.evaluation(self.step, split, values, self.images / len(self.site.train))
@@ -313,8 +312,8 @@ class Trainer:
         return values
 
     def _finish(self) -> None:
-        self._evaluate("valid")
-        self._evaluate("test", pictures=True)  # what nothing was selected by
+        self.evaluate("valid")
+        self.evaluate("test", pictures=True)  # what nothing was selected by
         self.checkpoints.tidy()  # what a refused removal has left
         self.log.beat(self.step, state="finished", eta_s=0.0)
         self.log.line(f"finished: pictures and numbers in {self.site.folder}")

@@ -19,7 +19,7 @@ from launch.store import Submission
 
 def submit(submission: Submission, launcher: Launcher, code: Path) -> str:
     """Submits all arrays; what Submission.job is then. Raises ConfigError with sbatch's words; then none is left."""
-    parts = split(submission.indices[:: submission.shared], slurm.largest_task() + 1)
+    parts = split(submission.leaders[:: submission.shared], slurm.largest_task() + 1)
     lanes = min(len(parts), launcher.array_parallelism)  # of arrays, each of which follows on the one before
     jobs: list[str] = []
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dtrain.files import STOPPED, held, read_json
 from launch.requeue import GRACE, Attempt, back_into_queue, outcome, say
-from launch.settings import launcher_from
+from launch.settings import Launcher, launcher_from
 from launch.store import Submission, SweepFolder, read_status
 
 # How many ends in a row without a new step are no accident: a program that dies, a limit shorter than the start.
@@ -26,6 +26,10 @@ ORPHAN = 300.0  # seconds to wait for processes that a dead node's daemon left b
 
 def run_point(submission: Submission, index: int) -> int:
     """Runs a point until it is finished, stopped, failed, or handed back to SLURM. Returns the exit code."""
+    if len(pack := submission.pack(index)) > 1:
+        from launch.packs import run_pack
+
+        return run_pack(submission, pack)
     if submission.cancelled(index).exists():
         say("cancelled: nothing to do")
         return 0
@@ -37,8 +41,8 @@ def run_point(submission: Submission, index: int) -> int:
             say(f"{entry.run} is being run by job {holder}: nothing to do")
             submission.add_event(index, "elsewhere", job=job, by=holder)
             return 0
-        _note_unseen_end(submission, index, entry.run)
-        if _stuck(submission, index):  # SLURM requeues a preempted job without asking
+        note_unseen_end(submission, index, entry.run)
+        if stuck(submission, index):  # SLURM requeues a preempted job without asking
             return STOPPED
         attempt = None
         while True:
@@ -50,7 +54,7 @@ def run_point(submission: Submission, index: int) -> int:
             status = read_status(entry.run)
             how = outcome(code, status)
             submission.add_event(index, "end", job=job, how=how, code=code, step=status.get("step", 0))
-            if not _again(submission, index, how, attempt.asked):
+            if not again(submission, index, how, attempt.asked):
                 return code
 
 
@@ -65,16 +69,21 @@ def _ranks(submission: Submission, index: int) -> tuple[list[list[str]], list[Ma
     """The commands to start and their environments: srun's tasks, or this machine's processes."""
     launcher = launcher_from(submission.launcher)
     program = ["-m", "dtrain", "--config", str(submission.config(index))]
-    cores = max(1, (launcher.cpus_per_task or 1) // launcher.points_per_gpu)
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(cores)}
     if submission.where == "slurm" and submission.shared == 1:
-        return [[*step(launcher.ranks), *program]], [threads]
+        return [[*step(launcher.ranks), *program]], [threads(launcher)]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    world = {"WORLD_SIZE": str(launcher.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **threads}
+    world = {"WORLD_SIZE": str(launcher.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    world |= threads(launcher)
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **world} for r in range(launcher.ranks)]
     return [[sys.executable, "-u", *program] for _ in ranks], list(ranks)
+
+
+def threads(launcher: Launcher) -> dict[str, str]:
+    """What a rank's environment says of its threads."""
+    cores = max(1, (launcher.cpus_per_task or 1) // launcher.points_per_gpu)
+    return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(cores)}
 
 
 def step(ranks: int) -> list[str]:
@@ -85,14 +94,14 @@ def step(ranks: int) -> list[str]:
     return [*command, *(["--label"] if ranks > 1 else []), sys.executable, "-u"]
 
 
-def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
+def again(submission: Submission, index: int, how: str, asked: bool) -> bool:
     """Whether to start the point again here. A SLURM job of its own goes back into the queue instead.
 
     One that it shares does so once all its points have ended; what is killed before that starts again here.
     """
     if how not in ("stopped", "killed") or submission.cancelled(index).exists():
         return False
-    if _stuck(submission, index):
+    if stuck(submission, index):
         return False
     limit = launcher_from(submission.launcher).max_num_timeout
     if submission.where == "slurm" and (submission.shared == 1 or how == "stopped" or asked):
@@ -102,7 +111,7 @@ def _again(submission: Submission, index: int, how: str, asked: bool) -> bool:
     return how == "killed" and not asked and len(_ends(submission, index)) <= limit
 
 
-def _note_unseen_end(submission: Submission, index: int, run: Path) -> None:
+def note_unseen_end(submission: Submission, index: int, run: Path) -> None:
     """A start without an end: SLURM stopped the job and killed it, this program included, before the run was done."""
     if submission.last(index).get("event") == "start":
         submission.add_event(index, "end", how="stopped", step=read_status(run).get("step", 0))
@@ -114,7 +123,7 @@ def _ends(submission: Submission, index: int) -> list[tuple[str, int]]:
     return ends[::-1]
 
 
-def _stuck(submission: Submission, index: int) -> bool:
+def stuck(submission: Submission, index: int) -> bool:
     """Whether the point is given up, because it has ended in the same way at the same step too often."""
     ends = _ends(submission, index)
     alike = len(list(itertools.takewhile(lambda end: end == ends[0], ends)))

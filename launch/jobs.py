@@ -23,7 +23,7 @@ if not __package__:  # as a script, Python would look in launch/ only
 
 from dtrain.config import ConfigError
 from dtrain.files import locked
-from launch import local, slurm, table
+from launch import local, packs, slurm, table
 from launch.codes import mixed, warning
 from launch.halving import Halving, waiting
 from launch.points import with_pause
@@ -175,14 +175,7 @@ def _cancel(found: list[State]) -> None:
         submission, indices = group[0].submission, [o.index for o in group]
         if submission.where == "local":
             local.cancel(submission, indices)
-        # A task that other points are in goes on: those that run in it look at their marks too.
-        tasks = {submission.task(i): None for i in indices if all(map(submission.over, submission.together(i)))}
-        if (
-            submission.where == "slurm"
-            and submission.job
-            and tasks
-            and not slurm.cancel(*(f"{job}_{task}" for job, task in tasks))
-        ):
+        if submission.where == "slurm" and submission.job and not packs.cancel_tasks(submission, indices):
             print(f"scancel failed: of job {submission.job}, what runs goes on; what waits will not start")
     print(f"cancelled {len(owned)} points; running ones save first")
     strays = [str(s.entry.run) for s in found if s.name in ACTIVE and not s.owner]

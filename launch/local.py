@@ -112,7 +112,7 @@ class Scheduler:
 
     def run(self) -> None:
         """Returns when every point has ended, or, asked to stop, when the running ones have saved."""
-        waiting = list(self.submission.indices)
+        waiting = self.submission.leaders
         while self.running or (waiting and not self.stopping):
             while waiting and self.free and not self.stopping:
                 self._start(waiting.pop(0))
@@ -133,11 +133,13 @@ class Scheduler:
         index, devices = self.running.pop(process)
         self.free.append(devices)
         code = process.returncode
-        if code and self.submission.last(index).get("event") != "end":
-            self.submission.add_event(index, "end", how="killed" if code < 0 else "failed", code=code, step=0)
+        for i in self.submission.pack(index):
+            event = self.submission.last(i).get("event")
+            if code and event != "end" and not (event is None and self.submission.cancelled(i).exists()):
+                self.submission.add_event(i, "end", how="killed" if code < 0 else "failed", code=code, step=0)
 
     def _start(self, index: int) -> None:
-        if self.submission.cancelled(index).exists():
+        if all(self.submission.cancelled(i).exists() for i in self.submission.pack(index)):
             return
         devices = max(self.free, key=self.free.count)
         self.free.remove(devices)
@@ -155,9 +157,10 @@ class Scheduler:
 def cancel(submission: Submission, indices: list[int]) -> None:
     """Stops points after they have saved. Their cancelled marks, set before, keep waiting ones from starting.
 
-    On another machine the points see their marks themselves, within seconds.
+    On another machine the points see their marks themselves, within seconds; so does a pack of which others go on.
     """
-    for index in indices if submission.host == platform.node() else []:
+    whole = (i for i in indices if all(submission.cancelled(k).exists() for k in submission.pack(i)))
+    for index in whole if submission.host == platform.node() else []:
         last = submission.last(index)
         pid = str(last.get("job", "")).removeprefix("pid ")
         if last.get("event") == "start" and _runs(pid, submission):

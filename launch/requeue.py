@@ -43,13 +43,13 @@ class Attempt:
         cancelled: Callable[[], bool] | None = None,
         before: Attempt | None = None,
     ) -> None:
-        self.asked = False
+        self.asked = self.signalled = False
         self._forward, self._cancelled, self._looked = forward, cancelled, time.monotonic()
         self._undelivered = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._request)
-        if before is not None and before.asked:
-            self.asked = self._undelivered = True
+        if before is not None and before.signalled:
+            self.asked = self.signalled = self._undelivered = True
         self._processes = [
             subprocess.Popen(
                 command, env={**os.environ, **extra}, start_new_session=True,
@@ -59,7 +59,7 @@ class Attempt:
         ]  # fmt: skip
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.asked = self._undelivered = True
+        self.asked = self.signalled = self._undelivered = True
 
     def _look(self, now: float) -> None:
         if self._cancelled is not None and not self.asked and now - self._looked >= LOOK:

@@ -96,6 +96,8 @@ class Sweep:
     parallel: int | None = None
     # Training speed of one run in images/s, for the estimated GPU-hours. Not given: that of earlier runs.
     pilot: float | None = None
+    # Points of one architecture that one process trains together, at most so many.
+    pack: int = 1
     # warn | rerun: what to do about points of other code: say how many, or begin them anew and keep what there is.
     code: str = "warn"
     # Successive halving: of so many settings one goes on from each rung. Not given: every point runs to its end.
@@ -207,6 +209,8 @@ def _check_sweep(sweep: Sweep) -> None:
         raise ConfigError(f"sweep.where={sweep.where}: allowed: auto, slurm, local")
     if sweep.code not in ("warn", "rerun"):
         raise ConfigError(f"sweep.code={sweep.code}: allowed: warn, rerun")
+    if sweep.pack < 1 or (sweep.pack > 1 and sweep.halving is not None):
+        raise ConfigError(f"sweep.pack={sweep.pack}: must be at least 1, and 1 with sweep.halving")
     if sweep.parallel is not None and sweep.parallel < 1:
         raise ConfigError(f"sweep.parallel={sweep.parallel}: must be at least 1")
     if sweep.pilot is not None and not 0 < sweep.pilot < math.inf:

@@ -145,6 +145,11 @@ def requeue(job: str) -> bool:
     return _ask("scontrol", "requeue", job) is not None
 
 
+def signal_steps(number: int, *jobs: str) -> bool:
+    """Signals what runs in jobs, or array tasks, but not the jobs' own script. Whether SLURM agreed."""
+    return _ask("scancel", f"--signal={number}", *jobs) is not None
+
+
 def cancel(*jobs: str) -> bool:
     """Cancels jobs, or array tasks (4711_3): SIGTERM, and KillWait seconds to save. Whether SLURM agreed."""
     return _ask("scancel", *jobs) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -135,8 +136,9 @@ class _Live:
             return ("PENDING", "squeue does not answer") if last != "end" and not cancelled else None
         found = self._queue.get(owner.submission.task(owner.index))
         # Its task may go on with other points.
-        over = owner.submission.over(owner.index) if owner.submission.shared > 1 else last == "end"
-        return None if over and found and (found[0] == "COMPLETING" or owner.submission.shared > 1) else found
+        several = len(owner.submission.together(owner.index)) > 1
+        over = owner.submission.over(owner.index) if several else last == "end"
+        return None if over and found and (found[0] == "COMPLETING" or several) else found
 
     def account(self, owner: Owner) -> str | None:
         """The last state that SLURM's accounting knows."""
@@ -149,7 +151,8 @@ def _state(entry: Entry, owner: Owner | None, live: _Live) -> State:
     own = status.get("state")
     if own == "finished" or (own == "running" and fresh(status.get("time", 0.0))):
         return State(entry, own, status, owner)
-    queued = live.queued(owner) if owner else None
+    left = owner is not None and _left(owner, status)
+    queued = live.queued(owner) if owner and not left else None
     if queued:
         state, reason = queued
         if state == "PENDING":
@@ -159,12 +162,20 @@ def _state(entry: Entry, owner: Owner | None, live: _Live) -> State:
         return State(
             entry, {"running": "lost", None: "missing"}.get(own, str(own)), status, owner, _error(status, None)
         )
-    name = _ended(owner, own, live)
+    name = _ended(owner, status, live)
     return State(entry, name, status, owner, _error(status, owner) if name in ("failed", "lost") else "")
 
 
-def _ended(owner: Owner, own: str | None, live: _Live) -> str:
+def _left(owner: Owner, status: dict[str, Any]) -> bool:
+    """Whether a point has failed or paused since its pack began, which may go on without it."""
+    if len(owner.submission.pack(owner.index)) == 1 or status.get("state") not in ("failed", "paused"):
+        return False
+    return float(owner.submission.last(owner.index).get("time", math.inf)) < status.get("time", 0.0)
+
+
+def _ended(owner: Owner, status: dict[str, Any], live: _Live) -> str:
     """What became of a point that is neither finished nor in a queue."""
+    own = status.get("state")
     if owner.submission.cancelled(owner.index).exists():
         return "cancelled"
     if owner.submission.last(owner.index).get("how") in ("failed", "killed"):
@@ -172,7 +183,7 @@ def _ended(owner: Owner, own: str | None, live: _Live) -> str:
     account = live.account(owner)
     if account == "CANCELLED":
         return "cancelled"
-    if own in ("stopped", "paused"):
+    if own in ("stopped", "paused") or (own == "failed" and _left(owner, status)):
         return own
     return "lost" if account in (None, "COMPLETED") else "failed"
 

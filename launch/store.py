@@ -1,14 +1,15 @@
 """What a sweep keeps on disk: sweeps/<id>/ with sweep.json, and one folder for each submission of its points.
 
 submissions/<n>/submission.json, points/<index>.yaml (frozen configurations), points/<index>.events (what happened
-to the point, one JSON line each), alive (touched by a local scheduler while it lives); code/<hash>-<hash>/ (the
-code that jobs run), logs/<index>.log.
+to the point, one JSON line each), packs.json (which points are trained together, if any are), alive (touched by a
+local scheduler while it lives); code/<hash>-<hash>/ (the code that jobs run), logs/<index>.log.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import hashlib
 import os
 import platform
@@ -120,7 +121,7 @@ class Submission:
     def together(self, index: int) -> list[int]:
         """On SLURM: the points of the task that runs this one, which is numbered by the first of them."""
         if self.shared == 1:
-            return [index]
+            return self.pack(index)
         at = bisect.bisect_left(self.indices, index) // self.shared * self.shared
         return self.indices[at : at + self.shared] or [index]
 
@@ -130,13 +131,22 @@ class Submission:
         job, first = next(((j, f) for j, f in reversed(self.arrays) if f <= index), ("", 0))
         return job, index - first
 
+    def pack(self, index: int) -> list[int]:
+        """The points that are trained with a point in one process, itself included; the first gives the task."""
+        return _packs(self.path).get(index, [index])
+
+    @property
+    def leaders(self) -> list[int]:
+        """The first points of all packs, and those that are in none, ascending."""
+        return [i for i in self.indices if self.pack(i)[0] == i]
+
     def config(self, index: int) -> Path:
         """The frozen configuration of a point."""
         return self.path / "points" / f"{index}.yaml"
 
     def log(self, index: int) -> Path:
-        """Everything that a point's jobs printed, over all restarts."""
-        return self.path.parents[1] / "logs" / f"{index}.log"
+        """Everything that a point's jobs printed, over all restarts; of a pack one for all."""
+        return self.path.parents[1] / "logs" / f"{self.pack(index)[0]}.log"
 
     def cancelled(self, index: int) -> Path:
         """Exists once the point was cancelled: then it is not requeued."""
@@ -229,6 +239,14 @@ class SweepFolder:
         path = self.path / "submissions" / str(max(self._folders(), default=0) + 1)
         (path / "points").mkdir(parents=True)
         return path
+
+
+@functools.lru_cache(maxsize=256)
+def _packs(submission: Path) -> dict[int, list[int]]:
+    """Of packs.json, which is written before a submission is: the pack of each point that is in one."""
+    found = read_json(submission / "packs.json").get("packs", [])
+    packs = [pack for pack in found if isinstance(pack, list) and pack and _all(pack, int)]
+    return {index: pack for pack in packs for index in pack}
 
 
 def _all(values: list[Any], kind: type) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import platform
 import shutil
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,21 @@ def to_submit(states: list[State]) -> list[State]:
 
 
 def submit(
-    sweep: SweepFolder, yamls: dict[int, str], launcher: Launcher, place: str, parallel: int | None
-) -> Submission:
-    """Submits points, given as index -> frozen configuration. Raises ConfigError; then none runs."""
+    sweep: SweepFolder, yamls: dict[int, str], launcher: Launcher, place: str, parallel: int | None,
+    packs: Sequence[Sequence[int]] = (),
+) -> Submission:  # fmt: skip
+    """Submits points, given as index -> frozen configuration. Raises ConfigError; then none runs.
+
+    packs: the indices of those that are trained together; others are on their own.
+    """
     path = sweep.new_submission()
     indices = sorted(yamls)
     slots = local.places(launcher, parallel) if place == "local" else launcher.array_parallelism
     submission = Submission(path, place, indices, launcher.public(), "", platform.node(), slots)
     for index in indices:
         submission.config(index).write_text(yamls[index])
+    if packs:
+        write_json(path / "packs.json", {"packs": [list(pack) for pack in packs]})
     code = snapshot(sweep.path)
     # All of this before anything starts: whoever comes next finds out by it, should this process be killed.
     submission.write()

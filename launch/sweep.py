@@ -3,6 +3,7 @@
 python launch/sweep.py -m model=stackedwae lambda=grid                  the paper's 25 pairs
 python launch/sweep.py -m seed='range(0,5)' experiment=quickstart --dry-run
 python launch/sweep.py -m … launcher=gpu launcher.partition=a100        resources: configs/launcher/, launcher.*
+python launch/sweep.py -m … sweep.pack=25                               points of one architecture in one process
 python launch/sweep.py -m … sweep.wait=true                             stay, with a live table
 python launch/sweep.py -m … sweep.code=rerun                            begin anew what other code has made
 python launch/sweep.py -m … sweep.halving=3                           a third goes on at 1/9, and at 1/3 of the steps
@@ -27,8 +28,9 @@ from dtrain.files import locked
 from launch import table
 from launch.codes import OUTDATED, kept, outdated, warning
 from launch.halving import Halving, asked_for, part, settled, waiting
+from launch.packs import grouped
 from launch.points import Point, make_points, with_pause
-from launch.settings import Settings, Sweep, program, read_settings, sweeps_folder
+from launch.settings import Settings, program, read_settings, sweeps_folder
 from launch.standing import State, states
 from launch.store import Entry, SweepFolder, open_sweep, sweep_id
 from launch.submit import estimate, resources, spread, submit, to_submit, where
@@ -58,7 +60,10 @@ def _flags(argv: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command is about: a sweep's folder, its points by index and their states, and those to submit."""
+    """What a command is about: a sweep's folder, its points by index and their states, and those to submit.
+
+    packs: of those, what is trained together.
+    """
 
     path: Path
     place: str
@@ -66,6 +71,7 @@ class Plan:
     found: list[State]
     todo: list[State]
     halving: Halving | None
+    packs: list[list[int]]
 
 
 def run(settings: Settings, argv: list[str]) -> int:
@@ -80,7 +86,7 @@ def run(settings: Settings, argv: list[str]) -> int:
     settings = replace(settings, launcher=launcher)
     name = settings.sweep.name or points[0].run.name.rpartition("-")[0]
     with locked(base / "lock"):  # two commands at once must not both find a point missing
-        plan = _plan(settings.sweep, base / sweep_id(points, name), place, points, asked)
+        plan = _plan(settings, base / sweep_id(points, name), place, points, asked)
         _show(settings, plan, collapsed)
         if settings.sweep.dry_run:
             return 0
@@ -92,7 +98,7 @@ def run(settings: Settings, argv: list[str]) -> int:
     return _wait(sweep, plan) if settings.sweep.wait else 0
 
 
-def _plan(sweep: Sweep, path: Path, place: str, points: list[Point], asked: Halving | None) -> Plan:
+def _plan(settings: Settings, path: Path, place: str, points: list[Point], asked: Halving | None) -> Plan:
     """Reads where every point stands, and judges what can be judged. Raises ConfigError."""
     by_signature = {p.signature: p for p in points}
     fresh = [Entry(i, p.values, p.signature, p.run) for i, p in enumerate(points)]
@@ -100,13 +106,15 @@ def _plan(sweep: Sweep, path: Path, place: str, points: list[Point], asked: Halv
     if {e.signature for e in entries} != set(by_signature):
         raise ConfigError(f"{path / 'sweep.json'} is damaged: it holds other points; remove it and try again")
     found = states(entries)
-    if sweep.code == "rerun":
+    if settings.sweep.code == "rerun":
         found = outdated(found)
     halving = asked
     if asked and not any(s.name == OUTDATED for s in found):  # else what was judged is of other code
         halving = settled(Halving.open(path), asked, path).advanced(found)
     todo = to_submit(halving.open_points(found) if halving else found)
-    return Plan(path, place, {e.index: by_signature[e.signature] for e in entries}, found, todo, halving)
+    whole = {e.index: by_signature[e.signature] for e in entries}
+    alike = {s.entry.index: whole[s.entry.index].config for s in todo}
+    return Plan(path, place, whole, found, todo, halving, grouped(alike, settings.sweep.pack, settings.launcher))
 
 
 def _show(settings: Settings, plan: Plan, collapsed: int) -> None:
@@ -122,6 +130,8 @@ def _show(settings: Settings, plan: Plan, collapsed: int) -> None:
         print("  " + " ".join(f"{k}={v}" for k, v in launcher.public().items()))
         configs = {i: p.config for i, p in plan.points.items()}
         print(f"  estimate: {estimate(todo, configs, launcher, settings.sweep.pilot, part(plan.halving, found))}")
+    if plan.packs:
+        print(f"  in {len(plan.packs)} packs of up to {max(map(len, plan.packs))} points, each one process")
     if said := warning(found):
         print(said)
     if settings.sweep.dry_run:
@@ -137,7 +147,7 @@ def _submitted(settings: Settings, sweep: SweepFolder, plan: Plan) -> str:
     if plan.halving:
         yamls = {i: with_pause(text, plan.halving.share) for i, text in yamls.items()}
     with kept(plan.todo):
-        submission = submit(sweep, yamls, settings.launcher, plan.place, settings.sweep.parallel)
+        submission = submit(sweep, yamls, settings.launcher, plan.place, settings.sweep.parallel, plan.packs)
     what = f"{submission.parallel} at a time on this machine"
     if plan.place == "slurm":
         what = f"array{'s' * (len(submission.arrays) > 1)} {submission.job}"

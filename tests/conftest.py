@@ -25,6 +25,7 @@ TOGETHER = {
     "tests/test_followup.py": "followup",
     "tests/test_hostile.py": "hostile",
     "tests/test_mixture.py": "mixture",
+    "tests/test_packed.py": "packed",
     "tests/test_report.py": "report",
     "tests/test_sample.py": "sample",
     "tests/test_signals.py": "signals",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from dtrain.checkpoint import steps
 from dtrain.compose import load, read
 from dtrain.config import ConfigError
 from dtrain.evaluate.__main__ import evaluate_run
+from dtrain.models.base import Stage
 from dtrain.nets.dcgan import ImageEncoder
 from dtrain.trainer import Trainer
 from tests.harness import difference
@@ -61,11 +62,11 @@ def kill(*_: Any) -> None:
 def at_step(step: int) -> None:
     advance = Trainer.advance
 
-    def hooked(self: Trainer) -> None:
+    def hooked(self: Trainer) -> Iterator[Stage]:
         if self.step == step:
             self.checkpoints.wait()
             kill()
-        advance(self)
+        return advance(self)
 
     Trainer.advance = hooked  # type: ignore[method-assign]
 

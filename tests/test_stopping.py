@@ -139,14 +139,14 @@ def test_patience_needs_a_metric_and_is_part_of_what_a_run_is(shards: Path, tmp_
 def test_what_a_refused_removal_has_left_does_not_outlive_the_run(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate = Trainer._evaluate
+    evaluate = Trainer.evaluate
 
     def leaving(self: Trainer, split: HeldOut, pictures: bool = False) -> dict[str, float]:
         newest = steps(self.checkpoints.folder)[-1]
         shutil.copytree(newest, newest.with_suffix(".replaced"), dirs_exist_ok=True)
         return evaluate(self, split, pictures)
 
-    monkeypatch.setattr(Trainer, "_evaluate", leaving)
+    monkeypatch.setattr(Trainer, "evaluate", leaving)
     run = tmp_path / "run"
     assert execute(freeze(run, shards, "trainer.max_steps=2")) == 0
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002"]

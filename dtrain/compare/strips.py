@@ -10,6 +10,7 @@ from dtrain.distributed import evaluating
 from dtrain.evaluate.evaluator import Evaluator
 from dtrain.evaluate.pages import Pixels, pixels, tile
 from dtrain.evaluate.pictures import sampled
+from dtrain.evaluate.stored import restore
 from dtrain.trainer import Trainer
 
 Page = tuple[str, Pixels]
@@ -23,7 +24,7 @@ def strip(row: Row, trainer: Trainer, evaluator: Evaluator, split: HeldOut) -> t
     run, algorithm = row.first, trainer.algorithm
     if not algorithm.levels:
         raise ConfigError(f"the samples of {run.model} are no images: --table-only")
-    trainer.restore(finished=True)
+    restore(trainer, finished=True)
     if trainer.step != run.step:
         raise ConfigError(
             f"the last evaluation is of step {run.step}, the weights are of step {trainer.step}: "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dtrain.config import Config, ConfigError
 from dtrain.evaluate.progress import Bar
-from dtrain.evaluate.stored import opened, read_config
+from dtrain.evaluate.stored import opened, read_config, restore
 from dtrain.files import STOPPED, read_json
 
 
@@ -40,7 +40,11 @@ def evaluate_run(config: Config, folder: Path, bar: Bar | None = None) -> int:
     try:
         with opened(config, folder, bar) as (trainer, _):
             finished = read_json(folder / "status.json").get("state") == "finished"
-            trainer.evaluate(config.evaluate.split, finished)
+            restore(trainer, finished)
+            trainer.log.start(trainer.step, bar=False)
+            trainer.evaluate(config.evaluate.split, pictures=True)
+            trainer.log.line(f"pictures in {folder / 'images'}")
+            trainer.log.close()
             return 0
     except Interrupted:
         return STOPPED

@@ -67,6 +67,15 @@ def opened(config: Config, folder: Path, bar: Bar | None = None) -> Iterator[tup
         leave()
 
 
+def restore(trainer: Trainer, finished: bool) -> None:
+    """Loads the newest checkpoint, or a finished run's result. ConfigError if there is none."""
+    found = trainer.restore()
+    if finished and trainer.judge.patience:
+        found = trainer.restore(best=True)
+    if not found:
+        raise ConfigError(f"{trainer.site.folder} has no checkpoint that verifies: there is nothing to evaluate yet")
+
+
 def _overridden(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     overrides = [f"evaluate.{o}" if o.startswith("text=") else o for o in overrides]
     texts = [o for o in overrides if o.startswith("evaluate.text=")]

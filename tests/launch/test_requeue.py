@@ -13,7 +13,7 @@ import pytest
 
 from dtrain.files import STOPPED, write_json
 from launch import job
-from launch.job import _stuck, run_point
+from launch.job import run_point
 from launch.requeue import Attempt, outcome
 from launch.slurm import own_job
 from launch.store import Submission
@@ -146,4 +146,4 @@ def test_a_run_that_ends_at_the_same_step_again_and_again_is_given_up(
 ) -> None:
     for how, step in ends:
         compiling.add_event(0, "end", how=how, step=step)
-    assert _stuck(compiling, 0) == stuck
+    assert job.stuck(compiling, 0) == stuck
