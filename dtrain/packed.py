@@ -16,7 +16,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from dtrain import compose as configs
+from dtrain import precision
 from dtrain.alike import check_algorithm, check_alike, stacked
+from dtrain.allocator import keep_freed_memory
 from dtrain.build import build_algorithm, build_loaders, facts
 from dtrain.checkpoint import CheckpointError, step_of, steps, verify
 from dtrain.config import Config, ConfigError
@@ -177,6 +179,7 @@ def run(configurations: Sequence[Config], yamls: Sequence[str]) -> int:
     first = ready[0].config
     check_algorithm(ready[0].algorithm, first)
     world = start(first.trainer.device, first.trainer.timeout, first.trainer.deterministic)
+    precision.use(first.trainer.precision)
     stop = StopSignal(world)
     try:
         with ExitStack() as stack:
@@ -216,6 +219,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
+    keep_freed_memory()
     try:
         cfgs = [configs.load(Path(a)) for a in argv]
         return run([configs.read(cfg) for cfg in cfgs], [OmegaConf.to_yaml(cfg, resolve=True) for cfg in cfgs])
