@@ -120,6 +120,13 @@ class Bench:
         until(lambda: not any(local.alive(s) for s in self.submissions), 60)
         return [(self.run(i) / "ran").read_text().count("once") for i in range(len(self.values))]
 
+    def end(self) -> None:
+        """Ends every process of the sweep, and waits for it."""
+        for submission in self.submissions if (self.path / "sweeps").exists() else []:
+            for index in submission.indices:
+                submission.cancelled(index).touch()
+            until(lambda s=submission: not local._found(s), 30)
+
     def age(self, submission: Submission, seconds: float) -> None:
         """Sets back the times of the submission's signs of life."""
         for name in ("submission.json", "alive"):
@@ -132,10 +139,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A sweep whose processes are ended with the test."""
     made = Bench(tmp_path, monkeypatch)
     yield made
-    for submission in made.submissions if (tmp_path / "sweeps").exists() else []:
-        for index in submission.indices:
-            submission.cancelled(index).touch()
-        until(lambda s=submission: not local._found(s), 30)
+    made.end()
 
 
 @pytest.fixture

@@ -108,10 +108,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Halved]:
     """The sweep, whose processes are ended with the test."""
     made = Halved(tmp_path, monkeypatch)
     yield made
-    for submission in made.submissions if (tmp_path / "sweeps").exists() else []:
-        for index in submission.indices:
-            submission.cancelled(index).touch()
-        until(lambda s=submission: not local._found(s), 30)
+    made.end()
 
 
 @pytest.fixture
