@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class Each:
         raise TypeError("it differs between the members of a pack: a step can pass it on, but not branch on it")
 
     __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __float__ = __int__ = _refuse  # type: ignore[assignment]
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def opened(value: Any, slots: list[Tensor]) -> Fill:
     if isinstance(value, NoiseOfEach):
         slots.append(torch.tensor(value.seeds, device=value.position.device))
         at = len(slots) - 1
-        return lambda filled: _NoiseOfOne(filled[at], value.position, value.dtype)
+        return lambda filled: _NoiseOfOne(cast(Any, filled[at]), value.position, value.dtype)
     if isinstance(value, Batch):
         parts = {f.name: opened(getattr(value, f.name), slots) for f in fields(value)}
         return lambda filled: Batch(**{k: part(filled) for k, part in parts.items()})
@@ -149,7 +149,7 @@ def stacked(items: Sequence[Any]) -> Any:
     """Batches of several seeds as one: Each of [E, ...] for every field, noise of all seeds."""
     first = items[0]
     noise = NoiseOfEach(0, first.noise.position, first.noise.dtype, seeds=tuple(b.noise.seed for b in items))
-    found = {}
+    found: dict[str, Any] = {}
     for f in fields(first):
         values = [getattr(b, f.name) for b in items]
         found[f.name] = None if values[0] is None else noise if f.name == "noise" else Each(torch.stack(values))

@@ -16,6 +16,7 @@ from dtrain.faults import sheltered
 from dtrain.group import Group, learning_rate
 from dtrain.models.base import Algorithm, LossFunction, Terms
 from dtrain.nets.batchnorm import batch_norms
+from dtrain.noise import Noise
 from dtrain.record import Metrics, Record, Row, read
 from dtrain.world import World
 
@@ -94,11 +95,12 @@ class Updater:
     def value(self, fn: Callable[..., T], *batch: Any) -> T:
         """fn(*batch) without gradient, in the run's precision and compiled as losses are; it moves nothing.
 
-        Never micro-batched.
+        Never micro-batched. What takes noise alone draws it, and is not compiled: it would be for every seed.
         """
         self._track(())
         with self._compiling():
-            return self._evaluate(self._callable(fn), batch)
+            drawn = all(isinstance(b, Noise) for b in batch)
+            return self._evaluate(fn if drawn else self._callable(fn), batch)
 
     def watch(self, name: str, fn: Callable[..., Terms], *batch: Any) -> None:
         """In measured steps: records the terms of fn(*batch), in full precision, with every group frozen and held."""

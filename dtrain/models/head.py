@@ -60,7 +60,7 @@ class Head(nn.Module):
         return self.decoder(self.encoder(h))
 
     def critic_loss(self, h: Tensor, z: Tensor) -> Terms:
-        """D2 ascends log D2(z) + log(1 - D2(E2 h)). z: of `draw`, which in here would be compiled for every seed."""
+        """D2 ascends log D2(z) + log(1 - D2(E2 h)). z: of `draw`."""
         with torch.no_grad():
             codes = self.encoder(h)
         return {"critic": critic_loss(self.critic(z), self.critic(codes))}

@@ -79,7 +79,8 @@ class SWAE(Algorithm):
             h, variance = update.value(self.codes, batch)
             update.watch("codes", self.scale, h)
             for prior, head in self.by_prior.items():
-                update(f"critic2_{prior}", head.critic_loss, h, head.draw(batch.noise.inner(i)))
+                z = update.value(head.draw, batch.noise.inner(i))
+                update(f"critic2_{prior}", head.critic_loss, h, z)
                 update.watch(f"autoencoder2_{prior}", head.balance, h, variance, self.gather)
                 update(f"autoencoder2_{prior}", head.autoencoder_loss, h, variance)
 
