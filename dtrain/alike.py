@@ -91,8 +91,8 @@ class Each:
     def _refuse(self, *_: object) -> NoReturn:
         raise TypeError("it differs between the members of a pack: a step can pass it on, but not branch on it")
 
-    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __float__ = __int__ = _refuse  # type: ignore[assignment]
-    __hash__ = None
+    __bool__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __float__ = __int__ = _refuse
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class PackedUpdater:
 
     def _stacked(self) -> dict[str, Tensor]:
         """algorithm.<name> -> the stack of every parameter and buffer; the members' buffers become its rows."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for name, paths in self.base.groups.items():
             nets = [(path, self.base.get_submodule(path)) for path in paths]
             names = [f"{path}.{k}" for path, net in nets for k, _ in net.named_parameters()]
