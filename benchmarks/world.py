@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -125,7 +126,9 @@ def reduced(bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     return done
 
 
-def measure(world: World, mode: FakeTensorMode, model: str, way: str, each: int, *overrides: str) -> dict[str, Any]:
+def measure(
+    world: World, mode: AbstractContextManager[Any], model: str, way: str, each: int, *overrides: str
+) -> dict[str, Any]:
     """One line: what rank 0 holds and sends in a first step with `each` images a rank, its record, and a vote."""
     strategy, shard_size = WAYS[way]
     cfg = configs.compose([f"model={model}", f"trainer.batch_size={each * world.size}", *overrides])
@@ -138,7 +141,7 @@ def measure(world: World, mode: FakeTensorMode, model: str, way: str, each: int,
             net.register_comm_hook(None, lambda state, bucket: reduced(bucket))
     updater, stop = Weighed(algorithm, config.optim, config.trainer, world), StopSignal(world)
     with mode, Sends() as step:
-        batch = Batch(torch.empty(each, *config.data.image_shape), Noise.of(each))
+        batch = Batch(torch.zeros(each, *config.data.image_shape), Noise.of(each))
         updater.begin(0, 0, 10**9, measure=True)
         algorithm.step(iter([batch]), updater)
     for row in (row for record in updater.records.values() for row in record.rows):

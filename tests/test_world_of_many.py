@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,17 @@ def of_one(ranks: int) -> float:
 
 
 def lines() -> dict[str, dict[str, Any]]:
-    world, mode = join(WORLD), FakeTensorMode(allow_non_fake_inputs=True)
-    return {way: measure(world, mode, "stackedwae", way, 1, LEVELS) for way in WAYS}
+    """By way, of tensors with numbers; fake: fsdp's of those without."""
+    world = join(WORLD)
+    real = {way: measure(world, nullcontext(), "stackedwae", way, 1, LEVELS) for way in WAYS}
+    return real | {
+        "fake": measure(world, FakeTensorMode(allow_non_fake_inputs=True), "stackedwae", "fsdp", 1, LEVELS)
+    }
 
 
 def test_a_step_of_many_ranks_sends_what_the_formulas_say() -> None:
     (seen,) = launch(1, lines)
+    assert seen["fake"] == seen["fsdp"]
     sends = {
         way: {(s["for"], s["collective"]): (s["calls"], s["ranks"], s["sent_mb"]) for s in line["sends"]}
         for way, line in seen.items()
