@@ -47,6 +47,7 @@ WAYS: dict[str, tuple[str, Callable[[int], int | None]]] = {  # trainer.strategy
     "ddp": ("ddp", lambda world: None), "fsdp": ("fsdp", lambda world: world), "hsdp": ("fsdp", lambda world: NODE),
 }  # fmt: skip
 RING = {"allgather": ("all_gather", 1), "reducescatter": ("reduce_scatter", 1), "allreduce": ("all_reduce", 2)}
+SILENT = {"_wrap_tensor_autograd"}  # what torch has beside its collectives
 # What a collective is for: the innermost of these places among its callers.
 PURPOSES = {
     "dtrain/nets/batchnorm.py": "batch_norm", "dtrain/record.py": "record", "dtrain/faults.py": "vote",
@@ -67,7 +68,7 @@ class Sends(TorchDispatchMode):
         if DTensor in types:
             return NotImplemented  # comes back as what it does with its shards
         out = func(*args, **(kwargs or {}))
-        if "c10d" in func.namespace and func not in sync_ops:
+        if "c10d" in func.namespace and func not in sync_ops and func._overloadpacket.__name__ not in SILENT:
             if func not in collective_ops:
                 raise TypeError(f"{func}: torch's list of collectives does not know it")
             self._note(func, args)
