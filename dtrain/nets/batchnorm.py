@@ -22,9 +22,9 @@ class _Normalise(torch.autograd.Function):
         dims, shape = _axes(x)
         own_mean = x.mean(dims)
         own = torch.stack([own_mean, (x - own_mean.view(shape)).square().mean(dims)])
-        every = own.new_empty(dist.get_world_size(), *own.shape)
+        every = own.new_empty(dist.get_world_size() * 2, own.shape[1])
         dist.all_gather_into_tensor(every, own)
-        means, variances = every.unbind(1)
+        means, variances = every.view(-1, *own.shape).unbind(1)
         mean = means.mean(0)
         # Centred on every rank before they are combined: E[x^2] - E[x]^2 would cancel in float32.
         variance = variances.mean(0) + (means - mean).square().mean(0)
