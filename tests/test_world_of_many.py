@@ -47,7 +47,7 @@ def lines() -> dict[str, dict[str, Any]]:
 
 
 def test_a_step_of_many_ranks_sends_what_the_formulas_say() -> None:
-    (seen,) = launch(1, lines)
+    (seen,) = launch(1, lines, timeout=300)
     assert seen["fake"] == seen["fsdp"]
     sends = {
         way: {(s["for"], s["collective"]): (s["calls"], s["ranks"], s["sent_mb"]) for s in line["sends"]}
