@@ -86,9 +86,7 @@ def no_sync(given: Given) -> Rows:
     """No step waits for the host, copies between host and device, or mixes devices: see tests/test_fake_cuda.py."""
     for way, (models, overrides) in WAYS.items():
         for model in models[:2] if given.tiny else models:
-            if given.left < 5:
-                return
-            yield case(f"{model} {way}", partial(_syncs, model, overrides))
+            yield case(given, f"{model} {way}", partial(_syncs, model, overrides))
 
 
 def drift(a: Weights, b: Weights, before: Weights) -> float:
@@ -132,9 +130,7 @@ def parity(given: Given) -> Rows:
     ]  # fmt: skip
     for name, check in checks:
         for model in models:
-            if given.left < 5:
-                return
-            yield case(f"{model} {name}", partial(check, model))
+            yield case(given, f"{model} {name}", partial(check, model))
 
 
 def join() -> World:
@@ -154,7 +150,7 @@ def _normalised(x: Tensor, dy: Tensor, device: torch.device) -> list[Tensor]:
     norm = SyncBatchNorm(x.shape[1])
     torch.nn.init.normal_(norm.weight)
     norm.to(device)
-    own = x.to(device).requires_grad_()
+    own = x.to(device, copy=True).requires_grad_()
     y = norm(own)
     y.backward(dy.to(device))
     found = [y, own.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
@@ -179,7 +175,7 @@ def norms(given: Given) -> Rows:
         for dtype in (torch.float32, torch.bfloat16):
             for last in (False, True) if len(shape) == 4 else (False,):
                 name = f"{shape} {str(dtype).removeprefix('torch.')}{' channels_last' if last else ''}"
-                yield case(name, partial(_norm, shape, dtype, last))
+                yield case(given, name, partial(_norm, shape, dtype, last))
 
 
 def _wrapped(model: str, strategy: str, world: World) -> dict[str, Any]:
@@ -200,7 +196,14 @@ def ranks(given: Given) -> Rows:
     world = join()
     for strategy in ("ddp", "fsdp"):
         for model in ("stackedwae", "swae", "wae_mmd"):
-            yield case(f"{model} {strategy}", partial(_wrapped, model, strategy, world))
+            yield case(given, f"{model} {strategy}", partial(_wrapped, model, strategy, world))
+
+
+def _killed(
+    run: Path, shards: Path, expected: Weights, seconds: float, rng: random.Random, own: Any
+) -> dict[str, Any]:
+    kills = kill_test.trial(run, shards, expected, seconds, rng, 1, own)
+    return {"ok": kills >= 0, "kills": kills}
 
 
 def killed(given: Given) -> Rows:
@@ -212,7 +215,5 @@ def killed(given: Given) -> Rows:
         seconds = kill_test.undisturbed(whole, shards, 1, own)
         expected = kill_test.weights(whole)
         for i in range(1 if given.tiny else 3):
-            if given.left < 30:
-                return
-            kills = kill_test.trial(Path(folder) / f"trial{i}", shards, expected, seconds, rng, 1, own)
-            yield {"case": f"trial {i}", "ok": kills >= 0, "kills": kills}
+            run = Path(folder) / f"trial{i}"
+            yield case(given, f"trial {i}", partial(_killed, run, shards, expected, seconds, rng, own), needs=70)

@@ -31,8 +31,13 @@ def here() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def case(name: str, check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A row: what `check` finds; an error is what it says, and lets the other cases go on."""
+def case(given: Given, name: str, check: Callable[[], dict[str, Any]], needs: float = 5.0) -> dict[str, Any]:
+    """A row: what `check` finds; an error is what it says, and lets the other cases go on.
+
+    needs: seconds; a row that lacks time says so.
+    """
+    if given.left < needs:
+        return {"case": name, "missing": "time"}
     try:
         return {"case": name, **check()}
     except ModuleNotFoundError as e:

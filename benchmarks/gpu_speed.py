@@ -98,7 +98,8 @@ def measure(model: str, way: str, given: Given) -> dict[str, Any]:
     """One row."""
     device, gpu = here(), peaks()
     gc.collect()  # what the way before has left
-    torch.compiler.reset()
+    if "compile" in way:
+        torch.compiler.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -122,9 +123,8 @@ def measure(model: str, way: str, given: Given) -> dict[str, Any]:
 def speed(given: Given, model: str) -> Rows:
     """A model in every way, while there is time."""
     for way in ("fp32",) if given.tiny else WAYS:
-        if given.left < 10:
-            return
-        yield case(f"{model} {way}", partial(measure, model, way, given))
+        needs = 60 if "compile" in way else 10
+        yield case(given, f"{model} {way}", partial(measure, model, way, given), needs)
 
 
 def packed(given: Given) -> Rows:
@@ -137,7 +137,7 @@ def packed(given: Given) -> Rows:
         rates = {k: round(packs.BATCH / found[f"{k}_ms"] * 1e3) for k in ("packed", "alone")}
         return {**found, **{f"{k}_images_per_s": rate for k, rate in rates.items()}}
 
-    yield case(f"{members} of {size} size", compared)
+    yield case(given, f"{members} of {size} size", compared)
 
 
 def _twice(model: str, device: torch.device, name: str) -> dict[str, Any]:
@@ -156,10 +156,8 @@ def deterministic(given: Given) -> Rows:
     for name in ("fp32", "bf16"):
         precision.use(name)
         for model in ("stackedwae", "swae", "wae_mmd", "vampprior", "alice"):
-            yield case(f"{model} {name} twice", partial(_twice, model, here(), name))
+            yield case(given, f"{model} {name} twice", partial(_twice, model, here(), name))
     for model in ("stackedwae", "stackedwae_svhn", "swae_celeba", "stackedwae_celeba"):
         for way in ("fp32", "bf16"):
-            if given.left < 10:
-                return
-            row = case(f"{model} {way}", partial(measure, model, way, given))
+            row = case(given, f"{model} {way}", partial(measure, model, way, given), needs=10)
             yield row | {"way": f"deterministic_{way}"} if "way" in row else row
