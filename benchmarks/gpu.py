@@ -38,11 +38,8 @@ ENOUGH = 10.0  # seconds that a part is begun with, at least
 SAVING = 60.0  # seconds that a training gets to save when it is asked to stop
 SERVER = multiprocessing.get_context("forkserver")
 NO_START = {
-    "state": "failed",
-    "why": "its process did not start",
-    "rows": [],
-    **dict.fromkeys(("card", "torch", "date")),
-}
+    "state": "failed", "why": "its process did not start", "rows": [], "card": "?", "torch": "?", "date": "?",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,6 +145,7 @@ def carry_out(part: Part, given: Given) -> None:
         process.join(SAVING)
     finally:
         _end(process, signal.SIGKILL)
+        process.kill()  # it may not have a group yet
         process.join()
 
 
