@@ -25,7 +25,7 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "mnist5": ("trainer.evaluate_every=10000",),
 }
 SHORT = (
-    "trainer.batch_size=16", "trainer.max_steps=2", "trainer.log_every=1", "trainer.evaluate_every=null",
+    "trainer.batch_size=16", "trainer.max_steps=2", "trainer.log_every=1",
     "evaluate.points=20", "evaluate.samples=4", "evaluate.rows=2", "evaluate.grid=2",
 )  # fmt: skip
 
