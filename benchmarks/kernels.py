@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from dtrain.models.base import Stage
 from tests.cuda_steps import EVERY, Rig, config_of
 from tests.fake_cuda import LIBRARY, build, environment, fake_cuda, missing
 
@@ -37,8 +38,9 @@ class Gpu(NamedTuple):
     flops: dict[str, float]
 
 
-# NVIDIA H100 Tensor Core GPU datasheet, SXM5; its tensor core figures, given with sparsity, halved.
-GPUS = {"h100-sxm": Gpu(3.35e12, {"fp32": 67e12, "tf32": 494.5e12, "bf16": 989.5e12, "fp16": 989.5e12})}
+# NVIDIA's datasheets of the H100 and the H200, SXM; their tensor core figures, given with sparsity, halved.
+HOPPER = {"fp32": 67e12, "tf32": 494.5e12, "bf16": 989.5e12, "fp16": 989.5e12}
+GPUS = {"h100-sxm": Gpu(3.35e12, HOPPER), "h200-sxm": Gpu(4.8e12, HOPPER)}
 LAUNCH = 5e-6  # seconds from Python to the start of a kernel, an eager step's usual figure
 # What starts no kernel: views, questions about a tensor, memory without content.
 NONE = {
@@ -69,19 +71,30 @@ class Kernels(TorchDispatchMode):
         return out
 
 
+def counted(rig: Rig, stage: Stage) -> Kernels:
+    """Of one step of a stage that is not logged."""
+    items = repeat(next(rig.items(stage)))  # the loader's kernels are not the step's
+    rig.step(stage, items)  # makes the optimizers' states
+    with Kernels() as kernels:
+        rig.step(stage, items)
+    return kernels
+
+
+def least(kernels: Kernels, gpu: Gpu, precision: str) -> float:
+    """Seconds that the work takes at the GPU's peaks."""
+    return max(kernels.flop / gpu.flops[precision], kernels.bytes / gpu.bandwidth)
+
+
 def measure(model: str, batch: int, precision: str, gpu: Gpu, device: torch.device) -> list[dict[str, Any]]:
     """One line for each stage of the model: of a step that is not logged."""
     config = config_of(model, f"trainer.precision={precision}", f"trainer.batch_size={batch}")
     rig, lines = Rig(config, device, rows=batch), []
     for stage in rig.algorithm.stages():
-        items = repeat(next(rig.items(stage)))  # the loader's kernels are not the step's
-        rig.step(stage, items)  # makes the optimizers' states
-        with Kernels() as kernels:
-            rig.step(stage, items)
-        least = max(kernels.flop / gpu.flops[precision], kernels.bytes / gpu.bandwidth)
+        kernels = counted(rig, stage)
+        shortest = least(kernels, gpu, precision)
         lines.append({
             "model": model, "stage": stage.name, "batch": batch, "precision": precision, "kernels": kernels.count,
-            "flop": kernels.flop, "bytes": kernels.bytes, "roofline_us": round(least * 1e6, 1),
+            "flop": kernels.flop, "bytes": kernels.bytes, "roofline_us": round(shortest * 1e6, 1),
             "launch_us": round(kernels.count * LAUNCH * 1e6),
         })  # fmt: skip
     return lines

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,18 +46,28 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def start(run: Path, shards: Path) -> list[subprocess.Popen[bytes]]:
-    """Two ranks without torchrun, so that nothing but the kill ends them."""
-    arguments = [sys.executable, "-m", "dtrain", *OVERRIDES, f"run.dir={run}", f"data.path={shards}"]
-    ranks, port = [], free_port()
-    for rank in range(2):
+def start(run: Path, shards: Path, world: int = 2, own: Sequence[str] = ()) -> list[subprocess.Popen[bytes]]:
+    """Ranks without torchrun, so that nothing but the kill ends them. own: more overrides."""
+    arguments = [sys.executable, "-m", "dtrain", *OVERRIDES, *own, f"run.dir={run}", f"data.path={shards}"]
+    processes, port = [], free_port()
+    for rank in range(world):
         variables = {
-            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+            "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         with (run.parent / f"{run.name}.{rank}.log").open("ab") as log:
-            ranks.append(subprocess.Popen(arguments, env=os.environ | variables, stdout=log, stderr=log))
-    return ranks
+            processes.append(subprocess.Popen(arguments, env=os.environ | variables, stdout=log, stderr=log))
+    return processes
+
+
+def undisturbed(run: Path, shards: Path, world: int = 2, own: Sequence[str] = ()) -> float:
+    """Trains to the end; seconds of stepping and saving."""
+    for r in start(run, shards, world, own):
+        if r.wait():
+            raise RuntimeError(Path(f"{run}.0.log").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = [line["time"] for line in lines if line["kind"] == "train"]
+    return float(times[-1] - times[0])
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -79,11 +90,19 @@ def wait_for_steps(run: Path, since: float, ranks: list[subprocess.Popen[bytes]]
         time.sleep(0.01)
 
 
-def trial(run: Path, shards: Path, expected: dict[str, torch.Tensor], seconds: float, rng: random.Random) -> int:
+def trial(
+    run: Path,
+    shards: Path,
+    expected: dict[str, torch.Tensor],
+    seconds: float,
+    rng: random.Random,
+    world: int = 2,
+    own: Sequence[str] = (),
+) -> int:
     """Kills one to four times and then lets the run end; the number of kills, or -1 if the weights differ."""
     kills = 0
     for _ in range(rng.randint(1, 4)):
-        begin, ranks = time.time(), start(run, shards)
+        begin, ranks = time.time(), start(run, shards, world, own)
         if rng.random() < 0.8:  # else anywhere in the start
             wait_for_steps(run, begin, ranks)
         deadline = time.monotonic() + rng.uniform(0, seconds)
@@ -94,7 +113,7 @@ def trial(run: Path, shards: Path, expected: dict[str, torch.Tensor], seconds: f
             r.send_signal(signal.SIGKILL)
         for r in ranks:
             r.wait()
-    for r in start(run, shards):
+    for r in start(run, shards, world, own):
         if r.wait():
             raise RuntimeError(f"the run did not end: {Path(f'{run}.0.log').read_text()}")
     found = weights(run)
@@ -114,13 +133,8 @@ def main() -> None:
             [sys.executable, "-m", "data_prep", "digits", "--out", str(shards)], check=True, stdout=sys.stderr
         )
         begin = time.monotonic()
-        for r in start(whole, shards):
-            if r.wait():
-                raise RuntimeError(Path(f"{whole}.0.log").read_text())
+        seconds = undisturbed(whole, shards)
         say(f"undisturbed: {time.monotonic() - begin:.1f} s")
-        lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-        times = [line["time"] for line in lines if line["kind"] == "train"]
-        seconds = times[-1] - times[0]  # of stepping and saving
         expected, survived, kills = weights(whole), 0, 0
         for i in range(arguments.trials):
             count = trial(Path(folder) / f"trial{i}", shards, expected, seconds, rng)

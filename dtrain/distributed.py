@@ -31,15 +31,19 @@ def distribute(
     sync_batchnorm: bool,
     channels_last: bool = False,
 ) -> None:
-    """Moves the networks to the device and wraps each on its own, in place. One process keeps the bare networks.
-
-    Each network alone, so that a frozen one costs no communication.
-    """
+    """Moves the networks to the device and wraps them, in place. One process keeps the bare networks."""
     algorithm.to(world.device)
     if channels_last:
         algorithm.to(memory_format=torch.channels_last)
-    if world.size == 1:
-        return
+    if world.size > 1:
+        wrap(algorithm, world, strategy, shard_size, sync_batchnorm)
+
+
+def wrap(algorithm: Algorithm, world: World, strategy: str, shard_size: int | None, sync_batchnorm: bool) -> None:
+    """Wraps the networks on their device, in place, for the process group that there is.
+
+    Each network alone, so that a frozen one costs no communication.
+    """
     algorithm.gather = gather
     mesh = None
     if strategy == "fsdp":

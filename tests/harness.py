@@ -122,13 +122,14 @@ class Session:
     def precise(self, item: Any) -> Any:
         if isinstance(item, tuple):
             return tuple(map(self.precise, item))
-        return item.double() if self.double and item.is_floating_point() else item
+        return item.to(self.world.device, torch.float64 if self.double and item.is_floating_point() else item.dtype)
 
     def batch(self, x: Tensor, noise: Noise) -> Batch:
-        """Of the session's precision, with labels and embeddings."""
-        noise = replace(noise, dtype=torch.float64 if self.double else torch.float32)
+        """On the session's device, of its precision, with labels and embeddings."""
+        device, dtype = self.world.device, torch.float64 if self.double else torch.float32
+        noise = replace(noise, dtype=dtype, position=noise.position.to(device))
         labels, embeddings = noise.position % CLASSES, noise.normal("embedding", EMBEDDING)
-        return Batch(x.to(noise.dtype), noise, labels, embeddings=embeddings)
+        return Batch(x.to(device, dtype), noise, labels, embeddings=embeddings)
 
     def steps(self, count: int) -> dict[str, float]:
         """Trains; returns the metrics of the last step."""

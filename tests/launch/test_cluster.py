@@ -189,11 +189,12 @@ def test_points_that_share_a_gpu_are_one_task(project: Project, cluster: Cluster
     project("jobs.py", "cancel", sweep.id, "1", "2")
     over = lambda: "2 cancelled" in project("jobs.py", "status", sweep.id)  # noqa: E731
     until(over, 120, lambda: project("jobs.py", "status", sweep.id))
-    before = steps(0)
     cluster.run("scontrol", "requeue", job)
-    until(lambda: steps(0) > before, 180, sweep.log(0).read_text)
-    events = [e["event"] for e in submission.events(0)]
-    assert events.count("start") == 2 and submission.last(1)["how"] == "stopped"
+    ended = lambda: [e for e in submission.events(0) if e["event"] == "end"]  # noqa: E731
+    (end,) = until(ended, 120, sweep.log(0).read_text)
+    until(lambda: steps(0) > end["step"], 180, sweep.log(0).read_text)
+    assert [e["event"] for e in submission.events(0)] == ["start", "end", "requeue", "start"]
+    assert end["how"] == submission.last(1)["how"] == "stopped"
     project("jobs.py", "cancel", sweep.id)
     until(lambda: "3 cancelled" in project("jobs.py", "status", sweep.id), 120)
 
