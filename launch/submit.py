@@ -105,8 +105,10 @@ def follow(sweep: SweepFolder, submission: Submission) -> None:
         return
     launcher, log = launcher_from(submission.launcher), sweep.path / "logs" / "judge.log"
     arrays_ids = [job for job, _ in submission.arrays]
+    folder = sweep.path / "judge"  # not the submission's: by the scripts in that its arrays are found
+    folder.mkdir(exist_ok=True)
     try:
-        executor = slurm.ArrayExecutor(submission.path / "judge", launcher.max_num_timeout)
+        executor = slurm.ArrayExecutor(folder, launcher.max_num_timeout)
         job = executor.submit_judge(launcher, arrays_ids, log, snapshot(sweep.path), sweep.path)
     except ConfigError as e:
         print(f"the rung will not be judged by itself, the sweep's command does it: {e}")
