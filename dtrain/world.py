@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from dtrain.device import choose, claim, identity
 
+warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)  # all that 2.11 has
 NCCL_GRACE = 120.0  # seconds after gloo's timeout: gloo names the ranks that are missing, NCCL ends the process
 
 
