@@ -29,12 +29,14 @@ class Residual(nn.Module):
             nn.init.kaiming_normal_(convolution.weight)  # no batch norm keeps the scale; not stated in the paper
         self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         plain = stride == 1 and inputs == outputs
-        self.shortcut: nn.Module = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride)
+        # Strides by slicing: oneDNN's own 1 x 1 with a stride writes past its memory (fewer than 8 channels, AVX2).
+        self.stride = stride
+        self.shortcut: nn.Module = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1)
         if up:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.shortcut(x))
+        return torch.relu(self.body(x) + self.shortcut(x[..., :: self.stride, :: self.stride]))
 
 
 class ResidualEncoder(nn.Module):
