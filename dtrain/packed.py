@@ -114,7 +114,6 @@ class Pack:
 
     def _go_on(self, courses: Courses) -> None:
         """Every member does what is due between two steps; those that have ended are dropped from the courses."""
-        spent: dict[int, float] = {}
         for i, course in list(courses.items()):
             begin = time.perf_counter()
             try:
@@ -126,10 +125,8 @@ class Pack:
                 print(f"dtrain.packed: {self.members[i].site.folder}: {type(e).__name__}: {e}", file=sys.stderr)
                 self.codes[i] = 1
                 del courses[i]
-            spent[i] = time.perf_counter() - begin
-        total = sum(spent.values())
-        for i in courses:
-            self.members[i].meter.skip(total - spent[i])
+            for other in courses.keys() - {i}:
+                self.members[other].meter.skip(time.perf_counter() - begin)
 
     def _batches(self, members: Sequence[Member], courses: Courses) -> Iterator[Batch]:
         """The batches of all members, who share them where their seeds are the same."""

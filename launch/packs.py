@@ -15,9 +15,9 @@ from typing import Any
 
 from dtrain.config import Config, ConfigError
 from dtrain.files import held
-from launch import job as points
 from launch import slurm
-from launch.requeue import Attempt, outcome, say
+from launch.again import ORPHAN, again, note_unseen_end, stuck
+from launch.requeue import Attempt, outcome, say, step
 from launch.settings import Launcher, launcher_from
 from launch.store import Submission, SweepFolder, read_status
 
@@ -80,7 +80,7 @@ def run_pack(submission: Submission, pack: Sequence[int]) -> int:
             if len(left) < len(going) and not attempt.signalled:
                 say(f"{len(going) - len(left)} of the pack cancelled: the others go on")
                 continue
-            if not left or not points.again(submission, left[0], ends[left[0]], attempt.asked):
+            if not left or not again(submission, left[0], ends[left[0]], attempt.asked):
                 break
     return code
 
@@ -92,14 +92,14 @@ def _held(
     for i in pack:
         if submission.cancelled(i).exists() or read_status(entries[i].run).get("state") == "finished":
             continue
-        patience = lambda holder: points.ORPHAN if holder == name else 0.0  # noqa: E731
+        patience = lambda holder: ORPHAN if holder == name else 0.0  # noqa: E731
         holder = stack.enter_context(held(entries[i].run / "lock", name, patience))
         if holder is not None:
             say(f"{entries[i].run} is being run by job {holder}: it is left out")
             submission.add_event(i, "elsewhere", job=name, by=holder)
             continue
-        points.note_unseen_end(submission, i, entries[i].run)
-        if not points.stuck(submission, i):
+        note_unseen_end(submission, i, entries[i].run)
+        if not stuck(submission, i):
             yield i
 
 
@@ -107,8 +107,8 @@ def _command(submission: Submission, going: Sequence[int]) -> tuple[list[list[st
     launcher = launcher_from(submission.launcher)
     program = ["-m", "dtrain.packed", *(str(submission.config(i)) for i in going)]
     if submission.where == "slurm":
-        return [[*points.step(1), *program]], [points.threads(launcher)]
-    return [[sys.executable, "-u", *program]], [points.threads(launcher)]
+        return [[*step(1), *program]], [launcher.threads()]
+    return [[sys.executable, "-u", *program]], [launcher.threads()]
 
 
 def _end(submission: Submission, index: int, run: Any, code: int, name: str) -> str:

@@ -89,6 +89,14 @@ class Attempt:
         return max(128 - code if code < 0 else code for code in codes if code is not None)
 
 
+def step(ranks: int) -> list[str]:
+    """The command that starts one rank as each task of this job, up to the interpreter's arguments."""
+    command = ["srun", "--kill-on-bad-exit=0", f"--wait={GRACE:.0f}"]  # a minute for the others to save
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # srun does not take it over from sbatch since 22.05
+        command.append(f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}")
+    return [*command, *(["--label"] if ranks > 1 else []), sys.executable, "-u"]
+
+
 def end_with_parent() -> None:
     """A run whose job is killed is asked to stop too: nobody else could still do that."""
     if sys.platform == "linux":

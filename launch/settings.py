@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from dataclasses import dataclass, field, fields
@@ -63,6 +64,11 @@ class Launcher(SlurmQueueConf):
     def gpus(self) -> int:
         """GPUs of a run."""
         return self.nodes * ((self.gpus_per_node or 0) or self.tasks * (self.gpus_per_task or 0))
+
+    def threads(self) -> dict[str, str]:
+        """What a rank's environment says of its threads."""
+        cores = max(1, (self.cpus_per_task or 1) // self.points_per_gpu)
+        return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(cores)}
 
     def check_shared(self) -> None:
         """ConfigError unless points that are to share a GPU take one GPU each."""

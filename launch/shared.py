@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from launch.job import run_point, step
-from launch.requeue import Attempt, back_into_queue, end_with_parent, say
+from launch.job import run_point
+from launch.requeue import Attempt, back_into_queue, end_with_parent, say, step
 from launch.settings import launcher_from
 from launch.store import Submission
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from dtrain import compose, packed
-from dtrain.alike import check_algorithm, check_alike, stacked
+from dtrain.alike import check_algorithm, check_alike, stacked, varying
 from dtrain.config import Config, ConfigError
 from dtrain.files import write_json
 from dtrain.members import PackedUpdater
@@ -124,12 +124,18 @@ def test_averaged_weights_and_decoupled_decay_equal_those_of_the_run_alone() -> 
         assert difference(state(alone), state(session)) < 1e-10
 
 
+def test_networks_of_other_structure_are_refused_by_their_attribute() -> None:
+    members = [Session(make_config("swae", *own), World()).algorithm for own in ([], ["model.lambda_adversary=0"])]
+    with pytest.raises(ConfigError, match=r"of different structure: SWAE\.adversarial is True, False"):
+        varying(members)
+
+
 @pytest.mark.parametrize(
     ("model", "own", "said"),
     [
         ("stackedwae", ["trainer.batch_size=8"], "trainer.batch_size"),
         ("swae", ["model.inner_steps=1"], "model.inner_steps"),
-        ("swae", ["model.lambda_adversary=0"], "SWAE.adversarial"),
+        ("swae", ["model.lambda_adversary=0"], "model.lambda_adversary: is not 0"),
         ("stackedwae", ["optim.default.name=adamw"], "optim.default.name"),
     ],
 )
@@ -251,7 +257,7 @@ def test_a_member_that_diverges_fails_and_one_out_of_patience_ends_while_the_las
     tmp_path: Path, shards: Path
 ) -> None:
     judged = ("trainer.evaluate_every=2", "trainer.checkpoint.best=objective", "trainer.patience=2")
-    rates = {"good": 1e-3, "wild": 1.0, "bad": 1e30}
+    rates = {"good": 1e-2, "wild": 1.0, "bad": 1e30}
     files = [
         configured(tmp_path / k, shards, f"optim.default.lr={lr}", "trainer.max_steps=12", *judged)
         for k, lr in rates.items()
@@ -262,5 +268,6 @@ def test_a_member_that_diverges_fails_and_one_out_of_patience_ends_while_the_las
     assert good["step"] == 12 and "not finite" in bad["error"]
     *_, last, final = evaluations(tmp_path / "wild")
     assert last["step"] < 12  # its patience was over
+    assert all(line["images_per_s"] > 0 for k in rates for line in metrics(tmp_path / k, "train"))
     best = min(evaluations(tmp_path / "wild")[:-1], key=lambda line: line["objective"])
     assert final["step"] == best["step"] and final["objective"] == pytest.approx(best["objective"])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dtrain.files import STOPPED, write_json
-from launch import job
+from launch.again import stuck
 from launch.job import run_point
 from launch.requeue import Attempt, outcome
 from launch.slurm import own_job
@@ -94,8 +94,8 @@ def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submission:
     (tmp_path / "submissions" / "1" / "points").mkdir(parents=True)
     run.mkdir()
     write_json(run / "status.json", {"state": "stopped", "step": 0})
-    monkeypatch.setattr(job, "_ranks", lambda submission, index: ([["sh", "-c", f"exit {STOPPED}"]], [{}]))
-    monkeypatch.setattr(job, "back_into_queue", lambda how, limit: True)
+    monkeypatch.setattr("launch.job._ranks", lambda submission, index: ([["sh", "-c", f"exit {STOPPED}"]], [{}]))
+    monkeypatch.setattr("launch.again.back_into_queue", lambda how, limit: True)
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)  # this process keeps its own
     return Submission(tmp_path / "submissions" / "1", "slurm", [0], {}, "7", "", 1)
 
@@ -130,7 +130,7 @@ def test_a_job_that_slurm_ends_before_its_run_has_stopped_counts_as_stopped(
 
 
 @pytest.mark.parametrize(
-    ("ends", "stuck"),
+    ("ends", "given_up"),
     [
         ([], False),
         ([("killed", 4), ("killed", 7), ("killed", 7)], False),
@@ -142,8 +142,8 @@ def test_a_job_that_slurm_ends_before_its_run_has_stopped_counts_as_stopped(
     ],
 )
 def test_a_run_that_ends_at_the_same_step_again_and_again_is_given_up(
-    compiling: Submission, ends: list[tuple[str, int]], stuck: bool
+    compiling: Submission, ends: list[tuple[str, int]], given_up: bool
 ) -> None:
     for how, step in ends:
         compiling.add_event(0, "end", how=how, step=step)
-    assert job.stuck(compiling, 0) == stuck
+    assert stuck(compiling, 0) == given_up
