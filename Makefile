@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 APT := python3-venv python3-dev g++ pkg-config libopencv-dev libturbojpeg0-dev \
 	slurm-wlm slurmdbd munge mariadb-server shellcheck chromium
 
-.PHONY: help train test lint format golden results crash-test audit lock cluster-up cluster-down setup setup-test system clean
+.PHONY: help train test coverage lint format golden results crash-test audit lock cluster-up cluster-down setup setup-test system clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -21,7 +21,10 @@ train: setup shards/digits/valid ## train the 5-level StackedWAE on the embedded
 
 # Three tests at a time: most start processes of their own and wait for them. One thread for each process.
 test: setup-test lint golden shards/digits/valid ## set up everything, then lint and test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --cov --cov-report=term --durations=15 --ignore tests/golden $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --durations=30 --ignore tests/golden $(PYTEST)
+
+coverage: PYTEST = --cov --cov-report=term
+coverage: test ## the same, and how much of the code the tests have run; a third slower
 
 golden: setup-test ## check that the golden curves still come out
 	$(BIN)/python -m pytest --quiet tests/golden

@@ -61,14 +61,17 @@ def places(launcher: Launcher, parallel: int | None) -> int:
 
 
 def start(submission: Path, code: Path, log: Path) -> int:
-    """Starts the scheduler, detached from this shell, and returns its process id."""
+    """Starts the scheduler, detached from this shell, and returns its process id, once others can find it by that."""
     paths = [str(code), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
     with log.open("a") as out:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-u", "-m", "launch.local", str(submission)],
             env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-        ).pid  # fmt: skip
+        )  # fmt: skip
+    while _command(process.pid) == [b""] and process.poll() is None:  # its program is being loaded
+        time.sleep(0.001)
+    return process.pid
 
 
 def alive(submission: Submission) -> bool:
@@ -80,12 +83,16 @@ def alive(submission: Submission) -> bool:
 
 def _found(submission: Submission) -> bool:
     """Whether there is a scheduler that nobody has lived to note."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_bytes().split(b"\0")
-            if {b"launch.local", os.fsencode(submission.path)} <= set(command):
-                return True
-    return False
+    words = {b"launch.local", os.fsencode(submission.path)}
+    return any(words <= set(_command(process.name)) for process in Path("/proc").glob("[0-9]*"))
+
+
+def _command(pid: int | str) -> list[bytes]:
+    """The words of a process, which are lost once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 class Scheduler:
@@ -168,17 +175,8 @@ def cancel(submission: Submission, indices: list[int]) -> None:
 
 
 def _runs(pid: str, submission: Submission) -> bool:
-    """Whether this process is the submission's scheduler, or one of its points, or is just being started."""
-    if not pid.isdecimal():
-        return False
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    if command == [b""]:  # its program is being loaded, or it has ended
-        return state != "Z"
-    return str(submission.path).encode() in command
+    """Whether this process is the submission's scheduler, or one of its points."""
+    return pid.isdecimal() and os.fsencode(submission.path) in _command(pid)
 
 
 def main(submission: Submission) -> None:

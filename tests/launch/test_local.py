@@ -17,7 +17,7 @@ from dtrain.files import read_json, read_lines
 from launch import local, slurm
 from launch.store import Submission, SweepFolder
 from launch.submit import where
-from tests.launch.support import Project, tasks, until
+from tests.launch.support import ROOT, Project, tasks, until
 from tests.runs import write_shades
 
 
@@ -99,14 +99,16 @@ def test_cancelling_never_signals_another_machines_or_a_strangers_process(tmp_pa
         stranger.kill()
 
 
-def test_a_process_that_has_just_been_started_runs_and_a_dead_one_does_not(tmp_path: Path) -> None:
-    submission = Submission(tmp_path, "local", [0], {}, "", platform.node(), 1)
+def test_a_scheduler_that_has_just_been_started_is_found_and_a_dead_one_is_not(tmp_path: Path) -> None:
+    unnoted = Submission(tmp_path, "local", [0], {}, "", platform.node(), 1)
     for _ in range(20):  # its command line is empty while its program is loaded
-        with subprocess.Popen([sys.executable, "-c", "input()", str(tmp_path)], stdin=subprocess.PIPE) as process:
-            assert local.alive(replace(submission, job=str(process.pid)))
-            process.kill()
-            until(lambda p=process: "Z" in Path(f"/proc/{p.pid}/stat").read_text().split()[2:3], 10)
-            assert not local.alive(replace(submission, job=str(process.pid)))
+        pid = local.start(tmp_path, ROOT, tmp_path / "log")
+        noted = replace(unnoted, job=str(pid))
+        assert local.alive(unnoted) and local.alive(noted)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda p=pid: "Z" in Path(f"/proc/{p}/stat").read_text().split()[2:3], 10)
+        assert not local.alive(unnoted) and not local.alive(noted)
+        os.waitpid(pid, 0)
 
 
 def test_more_than_this_machine_has_is_refused(project: Project) -> None:
