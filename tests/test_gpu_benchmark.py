@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.runs import ROOT, environment, write_shards
 
 SKIPPED = {"noise", "no_sync", "parity", "norms", "ranks", "killed", "deterministic"}
@@ -28,7 +26,6 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
     return {f.stem: json.loads(f.read_text()) for f in out.glob("*.json")}
 
 
-@pytest.mark.slow
 def test_every_part_has_its_result_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
     out, digits, faces = tmp_path / "out", tmp_path / "digits", tmp_path / "faces"
     write_shards(digits, shape=(1, 28, 28))

@@ -29,14 +29,15 @@ class Residual(nn.Module):
             nn.init.kaiming_normal_(convolution.weight)  # no batch norm keeps the scale; not stated in the paper
         self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         plain = stride == 1 and inputs == outputs
-        # Strides by slicing: oneDNN's own 1 x 1 with a stride writes past its memory (fewer than 8 channels, AVX2).
-        self.stride = stride
-        self.shortcut: nn.Module = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1)
+        # With AVX2 alone oneDNN's strided 1 x 1 writes past its memory below 8 channels: sliced first.
+        self.every = stride if inputs < 8 else 1
+        self.shortcut: nn.Module = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1, stride // self.every)
         if up:
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.Upsample(scale_factor=2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.shortcut(x[..., :: self.stride, :: self.stride]))
+        thinned = x if self.every == 1 else x[..., :: self.every, :: self.every]
+        return torch.relu(self.body(x) + self.shortcut(thinned))
 
 
 class ResidualEncoder(nn.Module):

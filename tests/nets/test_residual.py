@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch.nn.functional import conv2d
 
@@ -22,8 +23,9 @@ for _ in range(20):
 """
 
 
-def test_the_shortcut_is_a_strided_convolution() -> None:
-    block, x = Residual(3, 5, 2).double(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+@pytest.mark.parametrize("channels", [3, 8])
+def test_the_shortcut_is_a_strided_convolution(channels: int) -> None:
+    block, x = Residual(channels, 5, 2).double(), torch.randn(2, channels, 8, 8, dtype=torch.float64)
     shortcut = conv2d(x, block.shortcut.weight, block.shortcut.bias, stride=2)
     torch.testing.assert_close(block(x), torch.relu(block.body(x) + shortcut))
 
