@@ -1,11 +1,12 @@
-"""The patch critic: what its logits see."""
+"""The patch critic: what its logits see; the decoder's last layer."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import conv_transpose2d
 
-from dtrain.nets.dcgan import PatchCritic, receptive_field
+from dtrain.nets.dcgan import PatchCritic, ToPixels, receptive_field
 
 PATCHES = [((1, 28, 28), 1, 16), ((3, 32, 32), 1, 16), ((3, 64, 64), 2, 34), ((3, 128, 128), 3, 70)]
 
@@ -30,3 +31,21 @@ def test_a_logit_sees_its_patch_and_no_pixel_beside_it(shape: tuple[int, int, in
 def test_a_patch_as_large_as_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match="34 pixels"):
         PatchCritic((1, 28, 28), 2, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layer_to_pixels_is_a_transposed_convolution(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = ToPixels(5, channels).double()
+    x = torch.randn(3, 5, 4, 6, dtype=torch.float64, generator=generator, requires_grad=True)
+    y = layer(x)
+    expected = conv_transpose2d(x, layer.weight, layer.bias, stride=2, padding=1)
+    assert y.shape == (3, channels, 8, 12)
+    torch.testing.assert_close(y, expected)
+    seed = torch.randn(y.shape, dtype=torch.float64, generator=generator)
+    inputs = [x, layer.weight, layer.bias]
+    ours = torch.autograd.grad(y, inputs, seed, create_graph=True)
+    theirs = torch.autograd.grad(expected, inputs, seed, create_graph=True)
+    torch.testing.assert_close(ours, theirs)
+    twice = [torch.autograd.grad(g[0].square().sum(), inputs[1])[0] for g in (ours, theirs)]
+    torch.testing.assert_close(*twice)
