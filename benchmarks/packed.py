@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 
 from dtrain import compose as configs
+from dtrain.allocator import keep_freed_memory
 from dtrain.build import build_algorithm
 from dtrain.config import Config
 from dtrain.data.batch import Batch
@@ -86,7 +87,8 @@ def milliseconds(step: Callable[[], None], repeats: int, device: torch.device) -
 
 def compare(size: str, members: int, rounds: int, repeats: int, device: torch.device) -> dict[str, float]:
     together, alone = steppers(size, members, device)
-    together(), alone()
+    for step in (together, alone):
+        milliseconds(step, repeats, device)  # warm
     pairs = []
     for _ in range(rounds):
         packed = milliseconds(together, repeats, device) / members
@@ -107,6 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every run does
     result = {}
     for size in arguments.sizes:
         for members in arguments.members:
