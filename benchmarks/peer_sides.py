@@ -37,6 +37,14 @@ def networks(kind: Kind) -> tuple[nn.Module, nn.Module]:
     return MLP(pixels, width, CODE), decoder
 
 
+def of_torch(kind: Kind) -> tuple[nn.Module, nn.Module]:
+    """The same, the decoder's last layer torch's: as users of the other two would write them."""
+    encoder, decoder = networks(kind)
+    if isinstance(decoder, ImageDecoder):
+        decoder.body[-1] = nn.ConvTranspose2d(WIDTHS["conv"], SHAPE[0], 4, 2, 1)
+    return encoder, decoder
+
+
 class Clock:
     """Notes, of the steps that PEER_STEPS names, when each was done: unix time, and CPU seconds of this process."""
 
@@ -113,7 +121,7 @@ def pythae(kind: Kind, folder: Path, steps: int) -> None:
         def on_train_step_end(self, training_config: Any, **kwargs: Any) -> None:
             clock.tick()
 
-    encoder, decoder = networks(kind)
+    encoder, decoder = of_torch(kind)
     clock = Clock(encoder, decoder)
     settings = WAE_MMD_Config(
         input_dim=SHAPE, latent_dim=CODE, kernel_choice="imq", reg_weight=MATCH / RECONSTRUCTION
@@ -134,7 +142,7 @@ def lightning(kind: Kind, folder: Path, steps: int) -> None:
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder, self.decoder = networks(kind)
+            self.encoder, self.decoder = of_torch(kind)
             self.clock = Clock(self.encoder, self.decoder)
 
         def training_step(self, batch: tuple[Tensor], index: int) -> Tensor:

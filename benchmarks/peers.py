@@ -3,7 +3,8 @@
     python -m benchmarks.peers --folder build/peers [--kinds conv mlp] [--rounds 5] [--steps 300]
 
 The folder gets the shards, the logs, and an environment with the peers, which shares this one's torch. Each program
-has its own defaults: this project's evaluates, draws pictures and writes a report at the end, the others do not.
+has its own defaults: this project's evaluates, draws pictures and writes a report at the end, the others do not, and
+have torch's transposed convolution where this project's decoder has its own (dtrain.nets.dcgan.ToPixels).
 images/s are of the steps after a sixth of them; CPU seconds and peak memory are the system's, of the whole process.
 A table in Markdown, and a JSON line: medians over the rounds; ratios are medians of the rounds' own.
 """

@@ -44,10 +44,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Rows:
-    """One step of one rank: the positions it stands at and the samples it reads there, int64 [B] each."""
+    """One step of one rank: the positions it stands at and the samples it reads there, int64 [B] each.
+
+    placed: both on the device, where the loader has made them there.
+    """
 
     at: Indices
     indices: Indices
+    placed: tuple[Tensor, Tensor] | None = None
 
 
 class ShardLoader(ABC):
@@ -112,7 +116,8 @@ class ShardLoader(ABC):
 
     def _batch(self, rows: Rows, images: Tensor, seed: int, flip: bool, draw: bool) -> Batch:
         """draw: one caption of each sample, else the first."""
-        noise, indices = Noise(seed, self.transfer(rows.at)), self.transfer(rows.indices)
+        at, indices = rows.placed or (self.transfer(rows.at), self.transfer(rows.indices))
+        noise = Noise(seed, at)
         side = {name: a.index_select(0, indices) for name, a in self.arrays.items() if name != "embeddings"}
         if (every := self.arrays.get("embeddings")) is not None:
             side["embeddings"] = _of_one_caption(every, indices, noise if draw else None)

@@ -16,6 +16,7 @@ import torch
 from dtrain.data.batch import Batch
 from dtrain.data.build import Loader, build_loader
 from dtrain.data.order import Order, positions
+from dtrain.data.resident import ResidentLoader
 from dtrain.data.shards import Split, open_split
 from tests.data.backends import BACKENDS, backends, needs
 
@@ -43,6 +44,20 @@ def test_two_epochs_are_those_of_resident_at_any_world_size(
         stream = built(colour, options, **common).batches(start)
         for _ in range(steps):
             assert_equal(next(stream), next(reference))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_what_lies_on_a_gpu_is_read_in_the_same_order(colour: Split, world: int) -> None:
+    for rank in range(world):
+        common: dict[str, Any] = {"rank": rank, "world": world, "seed": 3, "flip": True}
+        reference = built(colour, BACKENDS["resident"][0], **common).batches(120)
+        loader = built(colour, BACKENDS["resident"][0], **common)
+        assert isinstance(loader, ResidentLoader)
+        loader.on_host, loader.pixels = False, torch.from_numpy(loader.host)  # as where the device is one
+        for one, other in zip(loader.batches(120), itertools.islice(reference, 17), strict=False):
+            assert_equal(one, other)
+        for one, other in zip(loader.once(), built(colour, BACKENDS["resident"][0], **common).once(), strict=True):
+            assert_equal(one, other)
 
 
 @backends()

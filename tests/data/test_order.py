@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from dtrain.data.order import Order, positions
+from dtrain.data.resident import PlacedOrder
+from dtrain.data.transfer import Transfer
 
 
 def read_by_ranks(count: int, world: int, batch: int, start: int, steps: int) -> np.ndarray:
@@ -68,3 +74,30 @@ def test_epochs_and_seeds_differ() -> None:
 def test_no_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="count=0"):
         Order(0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    count=st.integers(1, 50), start=st.integers(0, 120), world=st.sampled_from([1, 2, 3, 8]), rows=st.integers(1, 30)
+)
+def test_the_order_on_a_device_is_the_same(count: int, start: int, world: int, rows: int) -> None:
+    for rank in range(world):
+        order, placed = Order(count, seed=4), PlacedOrder(Order(count, seed=4), Transfer("cpu"))
+        for step in range(4):
+            at = positions(start + step * rows * world, rows * world, rank, world)
+            places, indices = placed(at)
+            assert np.array_equal(places, at) and np.array_equal(indices, order.indices(at))
+
+
+def test_two_epochs_are_held_on_the_device() -> None:
+    sent: list[int] = []
+
+    class Counted(Transfer):
+        def __call__(self, array: npt.NDArray[Any]) -> Tensor:
+            sent.append(len(array))
+            return super().__call__(array)
+
+    placed = PlacedOrder(Order(10), Counted("cpu"))
+    for step in range(10):
+        placed(positions(4 * step, 4))
+    assert sent == [10] * 4
