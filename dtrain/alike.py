@@ -165,7 +165,7 @@ def varying(members: Sequence[Algorithm]) -> list[tuple[str, str, Any]]:
     found = []
     for (path, first), *others in zip(*(m.named_modules() for m in members), strict=True):
         nets = [first, *(net for _, net in others)]
-        for name in vars(first).keys() - OWN:
+        for name in sorted(vars(first).keys() - OWN):
             where = f"{type(first).__name__}.{name}"
             value = _merged([vars(net).get(name) for net in nets], where, like)
             if value is not vars(first)[name]:
