@@ -55,7 +55,7 @@ def check_alike(configs: Sequence[Config]) -> None:
     """ConfigError, naming the key, unless the configurations make a pack."""
     first = shared(configs[0])
     for other in map(shared, configs[1:]):
-        for key in first.keys() | other.keys():
+        for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 raise ConfigError(
                     f"{key}: is {first.get(key)} in one member of the pack and {other.get(key)} in another; they may "
