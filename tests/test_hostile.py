@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,25 @@ def names_a_function(name: str) -> Any:
     return forge
 
 
+def asks_for_an_attribute(path: Path, mark: Path) -> None:
+    name = b"ctorch.distributed.checkpoint.metadata\nMetadata\n"
+    (path / METADATA).write_bytes(b"cbuiltins\ngetattr\n(" + name + b"S'__init__'\ntR.")
+
+
+class PicklerOf3112(pickle.Pickler):
+    """As Python 3.11 before 3.11.4 pickles the members of enumerations, Debian 12's for one."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (getattr, (type(obj), obj.name)) if isinstance(obj, Enum) else NotImplemented
+
+
 FUNCTIONS = (
     "builtins.eval", "builtins.exec", "builtins.getattr", "builtins.input", "os.system", "posix.system", "sys.exit",
     "subprocess.Popen", "torch.load", "torch.hub.load", "pickle.loads", "importlib.import_module", "shutil.rmtree",
     "dtrain.trainer.Trainer", "collections.OrderedDict", "torch._utils._rebuild_tensor_v2",
 )  # fmt: skip
 FORGERIES = (
-    executes, executes_inside_a_table, holds_bytes, points_elsewhere, is_no_pickle, is_empty,
+    executes, executes_inside_a_table, holds_bytes, points_elsewhere, is_no_pickle, is_empty, asks_for_an_attribute,
     *map(names_a_function, FUNCTIONS),
 )  # fmt: skip
 
@@ -122,6 +135,17 @@ def test_a_forged_checkpoint_is_refused_and_nothing_of_it_is_executed(
     with pytest.raises(CheckpointError, match=METADATA):
         Reader(path).read_metadata()
     assert not mark.exists()
+
+
+def test_a_table_that_an_older_python_has_written_is_read(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "step-00000004"
+    shutil.copytree(steps(trained / "checkpoints")[-1], path)
+    table = Reader(path).read_metadata()
+    stored = pickle.loads((path / METADATA).read_bytes())
+    with (path / METADATA).open("wb") as f:
+        PicklerOf3112(f).dump(stored)
+    assert b"getattr" in (path / METADATA).read_bytes()
+    assert Reader(path).read_metadata().state_dict_metadata == table.state_dict_metadata
 
 
 def test_a_forged_tensor_file_executes_nothing(trained: Path, tmp_path: Path, shards: Path) -> None:
