@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dtrain.files import STOPPED, held, read_json
-from launch.again import ORPHAN, again, note_unseen_end, stuck
+from launch.again import again, note_unseen_end, patience, stuck
 from launch.packs import run_pack
 from launch.requeue import Attempt, outcome, say, step
 from launch.settings import launcher_from
@@ -29,8 +29,7 @@ def run_point(submission: Submission, index: int) -> int:
         return 0
     entry = SweepFolder.open(submission.path.parents[1]).points[index]
     job = os.environ.get("SLURM_JOB_ID", f"pid {os.getpid()}")
-    # A requeued job may meet its own former self, orphaned by a dead slurmd: it waits for that one to end.
-    with held(entry.run / "lock", job, lambda holder: ORPHAN if holder == job else 0.0) as holder:
+    with held(entry.run / "lock", job, lambda holder: patience(holder, job)) as holder:
         if holder is not None:
             say(f"{entry.run} is being run by job {holder}: nothing to do")
             submission.add_event(index, "elsewhere", job=job, by=holder)

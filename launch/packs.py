@@ -16,7 +16,7 @@ from typing import Any
 from dtrain.config import Config, ConfigError
 from dtrain.files import held
 from launch import slurm
-from launch.again import ORPHAN, again, note_unseen_end, stuck
+from launch.again import again, note_unseen_end, patience, stuck
 from launch.requeue import Attempt, outcome, say, step
 from launch.settings import Launcher, launcher_from
 from launch.store import Submission, SweepFolder, read_status
@@ -92,8 +92,7 @@ def _held(
     for i in pack:
         if submission.cancelled(i).exists() or read_status(entries[i].run).get("state") == "finished":
             continue
-        patience = lambda holder: ORPHAN if holder == name else 0.0  # noqa: E731
-        holder = stack.enter_context(held(entries[i].run / "lock", name, patience))
+        holder = stack.enter_context(held(entries[i].run / "lock", name, lambda holder: patience(holder, name)))
         if holder is not None:
             say(f"{entries[i].run} is being run by job {holder}: it is left out")
             submission.add_event(i, "elsewhere", job=name, by=holder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +72,17 @@ def kill_rank(run: Run) -> None:
 
 def hit_the_time_limit(run: Run) -> None:
     """Holds a rank still: SLURM wakes it with the signal that its time is nearly over. Once is enough."""
-    os.kill(run.rank(1), signal.SIGSTOP)
+    pid, begin = run.rank(1), time.monotonic()
+    os.kill(pid, signal.SIGSTOP)
     state = ("squeue", "--noheader", "--format=%T", f"--jobs={run.job}")
-    until(lambda: run.cluster.run(*state).strip() == "PENDING", 120, run.log)
+
+    def requeued() -> bool:
+        if time.monotonic() - begin > 45:  # the signal has come, perhaps just before the rank was held
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        return run.cluster.run(*state).strip() == "PENDING"
+
+    until(requeued, 120, run.log)
     run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=10")
 
 

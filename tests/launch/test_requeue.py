@@ -21,6 +21,16 @@ from tests.launch.support import ROOT
 
 OUTSIDE = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from dtrain.files import locked
+
+with locked(Path(sys.argv[1])):
+    print(1, flush=True)
+    time.sleep(1)
+"""
+
 
 def supervised(script: str) -> subprocess.Popen[str]:
     """A shell script under launch.requeue, outside any job."""
@@ -114,6 +124,16 @@ def test_stops_before_the_first_step_count(compiling: Submission, capfd: pytest.
     # SLURM puts a preempted job back into the queue by itself.
     assert run_point(compiling, 0) == STOPPED
     assert counts(compiling) == (10, 10, 9)
+
+
+def test_a_job_that_has_not_quite_let_go_of_the_run_is_waited_for(compiling: Submission) -> None:
+    """Its run has paused already, so that the same command submits the point again."""
+    lock = compiling.path.parents[1] / "run" / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"1\n"
+        assert run_point(compiling, 0) == STOPPED
+    assert counts(compiling) == (1, 1, 1)
 
 
 def test_a_job_that_slurm_ends_before_its_run_has_stopped_counts_as_stopped(
