@@ -24,23 +24,36 @@ from tests.launch.sweeps import Sweeps
 
 __all__ = ["bench"]
 
-# Notes the GPUs that it was given, and when it began and ended.
-NOTING = TRAINING.replace('f.write("once\\n")', 'f.write("once\\n")\nbegin = time.time()').replace(
-    "status = {",
-    'note = [os.environ.get("CUDA_VISIBLE_DEVICES"), begin, time.time()]\n'
-    '(Path(folder) / "gpus.json").write_text(json.dumps(note))\nstatus = {',
-).replace("import json, sys", "import json, os, sys")  # fmt: skip
+# Notes the GPUs that it was given, and when it began and ended. Waits for as many others as may run beside it, so
+# that they are seen together however slowly a process starts, and then its seconds, in which one too many would show.
+NOTING = (
+    TRAINING.replace("import json, sys", "import json, os, sys")
+    .replace(
+        "time.sleep(",
+        """
+begin = time.time()
+(Path(folder) / "begun").touch()
+while len(list(Path(folder).parent.glob("*/begun"))) < {together} and time.time() < begin + 30:
+    time.sleep(0.02)
+time.sleep(""",
+    )
+    .replace(
+        "status = {",
+        'note = [os.environ.get("CUDA_VISIBLE_DEVICES"), begin, time.time()]\n'
+        '(Path(folder) / "gpus.json").write_text(json.dumps(note))\nstatus = {',
+    )
+)
 
 
 @pytest.fixture
 def gpus(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Three points of half a second on a machine whose nvidia-smi lists two GPUs."""
+    """Three points of half a second on a machine whose nvidia-smi lists two GPUs; two wait for each other."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     program = tmp_path / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'GPU 0: H200 (UUID: GPU-0)'\necho 'GPU 1: H200 (UUID: GPU-1)'\n")
     program.chmod(0o755)
-    bench.training, bench.values, bench.seconds = NOTING, list(range(3)), 0.5
+    bench.training, bench.values, bench.seconds = NOTING.replace("{together}", "2"), list(range(3)), 0.5
     bench.settings.sweep.parallel = None
     return bench
 
@@ -66,6 +79,7 @@ def test_each_run_gets_a_gpu_of_its_own_where_nothing_is_said(gpus: Bench) -> No
 def test_points_share_a_gpu_as_many_as_are_asked_for(gpus: Bench) -> None:
     gpus.settings.launcher.points_per_gpu = 2
     gpus.settings.sweep.parallel = 3
+    gpus.training = NOTING.replace("{together}", "3")
     said = gpus.sweep()
     assert "3 at a time on 2 GPUs, up to 2 on each" in said and "points_per_gpu=2" in said
     spans = placed(gpus)
