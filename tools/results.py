@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import re
 import statistics
@@ -32,7 +33,7 @@ def value(run: str, expression: str, last: int) -> float:
     """A metric of a run's result, or a quotient `a / b` of two; the median over its `last` evaluations.
 
     Evaluations on test, where there are any, or after `valid: ` those on valid. `images` and `minutes` are the
-    training's.
+    training's: of its first stage, whose count the next one begins anew, and of all of it.
     """
     numerator, _, denominator = expression.partition(" / ")
     if denominator:
@@ -43,7 +44,8 @@ def value(run: str, expression: str, last: int) -> float:
         stamps = [line["time"] for line in lines if line["kind"] == "train"]
         return float(stamps[-1] - stamps[0]) / 60
     if expression == "images":
-        return float([line for line in lines if line["kind"] == "train"][-1]["images"])
+        counts = [float(line["images"]) for line in lines if line["kind"] == "train"]
+        return next((a for a, b in itertools.pairwise(counts) if b < a), counts[-1])
     found = [line for line in lines if line["kind"] == "evaluation" and expression in line]
     found = [line for line in found if line.get("split") == (split or "test")] or found
     if not found:
@@ -69,14 +71,17 @@ def filled(text: str, row: dict[str, Any]) -> str:
 
 
 def table(spec: dict[str, Any]) -> str:
-    """A row for each entry of `rows`, a column for each of `columns`."""
+    """A row for each entry of `rows`, a column for each of `columns`: a metric, or after "=" what is printed as it is."""
     columns: dict[str, str] = spec["columns"]
     lines = [" | ".join(["", spec.get("head", ""), "runs", *columns, ""]).strip()]
     lines.append("|" + "--|" * (len(columns) + 2))
     for label, row in spec["rows"].items():
         runs, last = row.get("runs") or spec["runs"], row.get("last", spec.get("last", 1))
         found = [filled(text, row) for text in columns.values()]
-        cells = [cell([value(run, expression, last) for run in runs]) if expression else "" for expression in found]
+        cells = [
+            text.removeprefix("=") if text.startswith("=") or not text else cell([value(run, text, last) for run in runs])
+            for text in found
+        ]
         lines.append("| " + " | ".join([label, str(len(runs)), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
