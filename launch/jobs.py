@@ -13,6 +13,7 @@ cancel   stop points after they have saved; without an INDEX the judging of a ha
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from itertools import islice
@@ -56,12 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         indices, found = _indices(args.rest, sweep), states(sweep.points)
         chosen = [s for s in found if s.entry.index in indices]
         if args.command == "status":
-            table.show(chosen, sweep.keys)
-            print(table.counts(chosen))
-            if halving := Halving.open(sweep.path):
-                print(halving.standing(found, waiting(sweep)))
-            if said := mixed(chosen):
-                print(said)
+            _status(sweep, chosen, found)
         elif args.command == "why":
             _why(chosen if args.rest else [s for s in chosen if s.name in ("failed", "lost")], args.lines)
         elif args.command == "logs":
@@ -73,9 +69,12 @@ def main(argv: list[str] | None = None) -> int:
             if not args.rest and (halving := Halving.open(sweep.path)):
                 _halt(halving, sweep)
             _cancel(chosen)
+        sys.stdout.flush()
     except ConfigError as e:
         print(f"jobs: {e}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # jobs.py status … | head: whoever read along has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -92,6 +91,15 @@ def _indices(rest: list[str], sweep: SweepFolder) -> set[int]:
     if wrong:
         raise ConfigError(f"{wrong[0]}: is not a point of {sweep.id}, which has 0 to {len(sweep.points) - 1}")
     return {int(w) for w in words} or {e.index for e in sweep.points}
+
+
+def _status(sweep: SweepFolder, chosen: list[State], found: list[State]) -> None:
+    table.show(chosen, sweep.keys)
+    print(table.counts(chosen))
+    if halving := Halving.open(sweep.path):
+        print(halving.standing(found, waiting(sweep)))
+    if said := mixed(chosen):
+        print(said)
 
 
 def _list(folder: Path) -> None:

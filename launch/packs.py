@@ -22,11 +22,15 @@ from launch.settings import Launcher, launcher_from
 from launch.store import Submission, SweepFolder, read_status
 
 
-def grouped(configs: Mapping[int, Config], size: int, launcher: Launcher) -> list[list[int]]:
-    """The points, given by index, in packs of at most `size` of one architecture. ConfigError where one cannot be."""
-    if size == 1:
+def grouped(configs: Mapping[int, Config], size: int | str, launcher: Launcher) -> list[list[int]]:
+    """The points, given by index, in packs of at most `size` of one architecture. ConfigError where one cannot be.
+
+    auto: all of an architecture that can be a pack, where a run is one process with a GPU of its own.
+    """
+    alone = launcher.ranks == 1 and launcher.points_per_gpu == 1
+    if size == 1 or (size == "auto" and not (alone and launcher.gpus)):
         return []
-    if launcher.ranks > 1 or launcher.points_per_gpu > 1:
+    if not alone:
         raise ConfigError(
             f"sweep.pack={size}: a pack is one process with a GPU of its own; the launcher asks for more"
         )
@@ -37,9 +41,15 @@ def grouped(configs: Mapping[int, Config], size: int, launcher: Launcher) -> lis
         alike.setdefault(architecture(config), []).append(index)
     found = []
     for indices in alike.values():
-        check_alike([configs[i] for i in indices])
-        _check_model(configs[indices[0]])
-        found += [indices[i : i + size] for i in range(0, len(indices), size)]
+        try:
+            check_alike([configs[i] for i in indices])
+            _check_model(configs[indices[0]])
+        except ConfigError:
+            if size != "auto":
+                raise
+            continue
+        most = len(indices) if isinstance(size, str) else size
+        found += [indices[i : i + most] for i in range(0, len(indices), most)]
     return sorted(found)
 
 

@@ -102,8 +102,8 @@ class Sweep:
     parallel: int | None = None
     # Training speed of one run in images/s, for the estimated GPU-hours. Not given: that of earlier runs.
     pilot: float | None = None
-    # Points of one architecture that one process trains together, at most so many.
-    pack: int = 1
+    # Points of one architecture that one process trains together, at most so many; auto: all, where runs have a GPU.
+    pack: int | str = 1
     # warn | rerun: what to do about points of other code: say how many, or begin them anew and keep what there is.
     code: str = "warn"
     # Successive halving: of so many settings one goes on from each rung. Not given: every point runs to its end.
@@ -130,6 +130,8 @@ def read_settings(argv: list[str]) -> Settings:
     except HydraException as e:
         raise ConfigError(one_line(e)) from e
     ours = [o for o in parsed if o.key_or_group.split(".")[0] in ("launcher", "sweep")]
+    if whole := [o.input_line for o in ours if o.key_or_group == "sweep"]:
+        raise ConfigError(f"{whole[0]}: sweep is a group of keys, sweep.key=value: {_names(Sweep)}")
     swept = [o.input_line for o in ours if o.is_sweep_override()]
     if swept:
         raise ConfigError(f"{swept[0]}: resources are the same for all points and cannot be swept")
@@ -186,10 +188,13 @@ def _merge(kind: type[Any], base: Any, overrides: list[Override]) -> Any:
         with no_environment():
             return OmegaConf.to_object(node)
     except OmegaConfBaseException as e:
-        names = ", ".join(sorted(f.name for f in fields(kind) if f.name not in _FOREIGN))
         unknown = isinstance(e, ConfigKeyError | ConfigAttributeError)
-        said = f"unknown key; allowed: {names}" if unknown else str(e).splitlines()[0]
+        said = f"unknown key; allowed: {_names(kind)}" if unknown else str(e).splitlines()[0]
         raise ConfigError(f"{line}: {said.replace(f'field {key!r} is not Optional', 'it may not be null')}") from e
+
+
+def _names(kind: type[Any]) -> str:
+    return ", ".join(sorted(f.name for f in fields(kind) if f.name not in _FOREIGN))
 
 
 def _check_launcher(launcher: Launcher) -> None:
@@ -215,8 +220,11 @@ def _check_sweep(sweep: Sweep) -> None:
         raise ConfigError(f"sweep.where={sweep.where}: allowed: auto, slurm, local")
     if sweep.code not in ("warn", "rerun"):
         raise ConfigError(f"sweep.code={sweep.code}: allowed: warn, rerun")
-    if sweep.pack < 1 or (sweep.pack > 1 and sweep.halving is not None):
-        raise ConfigError(f"sweep.pack={sweep.pack}: must be at least 1, and 1 with sweep.halving")
+    if isinstance(sweep.pack, str):
+        if sweep.pack != "auto":
+            raise ConfigError(f"sweep.pack={sweep.pack}: a number of at least 1, or auto")
+    elif sweep.pack < 1 or (sweep.pack > 1 and sweep.halving is not None):
+        raise ConfigError(f"sweep.pack={sweep.pack}: must be at least 1, and 1 or auto with sweep.halving")
     if sweep.parallel is not None and sweep.parallel < 1:
         raise ConfigError(f"sweep.parallel={sweep.parallel}: must be at least 1")
     if sweep.pilot is not None and not 0 < sweep.pilot < math.inf:

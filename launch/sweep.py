@@ -113,7 +113,7 @@ def _plan(settings: Settings, path: Path, place: str, points: list[Point], asked
         halving = settled(Halving.open(path), asked, path).advanced(found)
     todo = to_submit(halving.open_points(found) if halving else found)
     whole = {e.index: by_signature[e.signature] for e in entries}
-    alike = {s.entry.index: whole[s.entry.index].config for s in todo}
+    alike = {} if asked else {s.entry.index: whole[s.entry.index].config for s in todo}
     return Plan(path, place, whole, found, todo, halving, grouped(alike, settings.sweep.pack, settings.launcher))
 
 

@@ -35,6 +35,7 @@ TINY = (LEVELS, f"data.image_shape={list(SHAPE)}", "trainer.batch_size=16")
         ("trainer.max_steps=many", ["trainer.max_steps='many'", "integer"]),
         ("trainer.strategy=magic", ["trainer.strategy='magic'", "'ddp' or 'fsdp'"]),
         ("model.lambda_rec=-1", ["model.lambda_rec=-1", "greater than or equal to 0"]),
+        ("model.lambda_rec=inf", ["model.lambda_rec=inf", "finite"]),
         ("model.lambda_rce=1", ["'lambda_rce'", "did you mean 'lambda_rec'"]),
         ("optim.lr=1", ["'lr'", "did you mean optim.default.lr? optim has: default, groups"]),
         ("trainer.epochs=3", ["'epochs'", "did you mean trainer.max_epochs?"]),

@@ -71,7 +71,7 @@ def filled(text: str, row: dict[str, Any]) -> str:
 
 
 def table(spec: dict[str, Any]) -> str:
-    """A row for each entry of `rows`, a column for each of `columns`: a metric, or after "=" what is printed as it is."""
+    """A row for each entry of `rows`, a column for each of `columns`: a metric, or text after a "="."""
     columns: dict[str, str] = spec["columns"]
     lines = [" | ".join(["", spec.get("head", ""), "runs", *columns, ""]).strip()]
     lines.append("|" + "--|" * (len(columns) + 2))
@@ -79,7 +79,9 @@ def table(spec: dict[str, Any]) -> str:
         runs, last = row.get("runs") or spec["runs"], row.get("last", spec.get("last", 1))
         found = [filled(text, row) for text in columns.values()]
         cells = [
-            text.removeprefix("=") if text.startswith("=") or not text else cell([value(run, text, last) for run in runs])
+            text.removeprefix("=")
+            if text.startswith("=") or not text
+            else cell([value(run, text, last) for run in runs])
             for text in found
         ]
         lines.append("| " + " | ".join([label, str(len(runs)), *cells]) + " |")

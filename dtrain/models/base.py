@@ -25,8 +25,8 @@ T = TypeVar("T")
 # Kinds of constructor arguments: their annotations are the configuration's types and ranges.
 Count = Annotated[int, Field(ge=0)]
 Dimension = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-Scale = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from dtrain.log import Log
-from launch.store import read_status
+from launch.store import ROOT, read_status
 from tests.launch.bench import Bench, bench, still
 
 __all__ = ["bench", "still"]
@@ -21,6 +23,21 @@ def test_list_counts_and_why_tells(still: Bench) -> None:
     assert still.jobs("why") == "no point has failed\n"
     row = still.jobs("status", "2").splitlines()[1].split()
     assert row == ["2", "2", "finished", "2/2", "1,234", "2:00:00", "2", "unknown"]
+
+
+def test_a_reader_that_has_gone_is_no_error(still: Bench) -> None:
+    words = [
+        sys.executable,
+        str(ROOT / "launch" / "jobs.py"),
+        "status",
+        still.folder.name,
+        "--dir",
+        str(still.folder.parent),
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stdout and command.stderr
+        command.stdout.close()
+        assert command.stderr.read() == "" and command.wait(60) == 0
 
 
 def test_the_heartbeat_counts_the_starts_and_the_seconds_of_all_of_them(tmp_path: Path) -> None:

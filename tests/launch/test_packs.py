@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dtrain.config import ConfigError
 from dtrain.files import read_json, write_json
 from launch import jobs, packs
 from launch.points import make_points
@@ -25,6 +26,20 @@ def test_points_of_one_architecture_go_together(monkeypatch: pytest.MonkeyPatch)
     configs = {i: make_config("stackedwae", *o) for i, o in enumerate(own)}
     assert packs.grouped(configs, 25, Launcher()) == [[0, 1, 2], [3], [4], [5]]
     assert packs.grouped(configs, 2, Launcher()) == [[0, 1], [2], [3], [4], [5]]
+
+
+def test_auto_packs_what_can_be_packed_where_a_run_is_one_process_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "_check_model", lambda config: None)  # there is no data
+    own = (["seed=1"], ["trainer.precision=bf16"], ["seed=2"], ["trainer.precision=bf16", "seed=2"], ["seed=3"])
+    configs = {i: make_config("stackedwae", *o) for i, o in enumerate(own)}
+    assert packs.grouped(configs, "auto", Launcher(gpus_per_node=1)) == [[0, 2, 4]]
+    others = (
+        Launcher(), Launcher(gpus_per_node=2), Launcher(gpus_per_node=1, nodes=2),
+        Launcher(gpus_per_node=1, points_per_gpu=2),
+    )  # fmt: skip
+    assert not any(packs.grouped(configs, "auto", launcher) for launcher in others)
+    with pytest.raises(ConfigError, match=r"^trainer\.precision=bf16: a pack has fp32"):
+        packs.grouped(configs, 25, Launcher(gpus_per_node=1))
 
 
 def test_a_pack_is_one_task_of_an_array(tmp_path: Path) -> None:

@@ -121,6 +121,9 @@ def test_a_wrong_point_is_named(shards: Path, known: Path, overrides: list[str],
         ('launcher.additional_parameters.a="b\nc"', "line breaks"),
         ("sweep.where=moon", "auto, slurm, local"),
         ("sweep.wiat=true", "wiat"),
+        ("sweep=5", "sweep=5: sweep is a group of keys"),
+        ("sweep.pack=many", "sweep.pack=many: a number of at least 1, or auto"),
+        ("sweep.pack=0", "at least 1"),
     ],
 )
 def test_wrong_resources_are_refused(override: str, message: str) -> None:
