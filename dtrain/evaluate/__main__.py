@@ -6,6 +6,7 @@ text="…" is short for evaluate.text="…".
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def evaluate_run(config: Config, folder: Path, bar: Bar | None = None) -> int:
             trainer.log.start(trainer.step, bar=False)
             trainer.evaluate(config.evaluate.split, pictures=True)
             trainer.log.line(f"pictures in {folder / 'images'}")
+            if (folder / "report.html").exists():
+                trainer.log.line(f"python -m dtrain.report {shlex.quote(str(folder))} takes them into report.html")
             trainer.log.close()
             return 0
     except Interrupted:
