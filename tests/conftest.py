@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.runs import write_shards
+
+# The same examples every time, and none that fails because other tests have the processors.
+settings.register_profile("here", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
 
 # Modules whose tests share a module's fixture, or the cluster: module -> the tests that stay on one worker.
 TOGETHER = {

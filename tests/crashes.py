@@ -100,7 +100,7 @@ def attempt(act: Callable[[Path], Any], folder: Path, at: int | None, kind: str)
 def tiny(folder: Path, *overrides: str) -> Path:
     return freeze(
         folder / "run", folder / "shards", "trainer.max_steps=6", "trainer.log_every=2", "trainer.checkpoint.every=2",
-        "trainer.checkpoint.keep=1", "trainer.timeout=10", "evaluate.points=4", "evaluate.rows=2", *overrides,
+        "trainer.checkpoint.keep=1", "trainer.timeout=60", "evaluate.points=4", "evaluate.rows=2", *overrides,
         model={"_target_": "tests.stages.TwoStage", "width": 4},
     )  # fmt: skip
 

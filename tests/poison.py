@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 
@@ -41,7 +42,8 @@ class Poisoned(Adversary):
         if torch.isin(batch.noise.position, self.nan_gradient_at).any():
             terms["fool"] = terms["fool"] + (terms["pixels"] * 0).sqrt()  # 0 times the infinite slope at 0
         if torch.isin(batch.noise.position, self.hang_at).any():
-            time.sleep(30)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun ends it at once
+            time.sleep(300)
         if torch.isin(batch.noise.position, self.fail_at).any():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if self.puts:

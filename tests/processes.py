@@ -41,7 +41,7 @@ def _child(rank: int, world: int, port: int, function: Callable[..., Any], args:
 
 
 def launch(
-    world: int, function: Callable[..., Any], *args: Any, timeout: float = 120, check: bool = True
+    world: int, function: Callable[..., Any], *args: Any, timeout: float = 600, check: bool = True
 ) -> list[Any]:
     """function(*args) on every rank; returns the results by rank, or the error texts where check=False."""
     port = free_port()

@@ -81,7 +81,7 @@ def environment() -> dict[str, str]:
 
 def call(*arguments: str | Path, world: int = 1, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments, world=world), cwd=cwd, capture_output=True, text=True, timeout=240, check=False,
+        command(*arguments, world=world), cwd=cwd, capture_output=True, text=True, timeout=900, check=False,
         env=environment(),
     )  # fmt: skip
 

@@ -190,7 +190,7 @@ def test_a_dead_worker_is_an_error_and_no_hang() -> None:
     begin = time.monotonic()
     with pytest.raises(RuntimeError, match="a process that solves transport problems died"):
         taken(batches, 50)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 120
 
 
 def test_workers_end_with_their_source() -> None:
@@ -218,7 +218,7 @@ def test_workers_outlive_no_killed_training(tmp_path: Path) -> None:
     assert launch(1, _stream_and_hang, tmp_path / "workers", check=False) == ["died"]
     workers = (tmp_path / "workers").read_text().split()
     assert len(workers) == 2
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while any("spawn_main" in _command(p) for p in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any("spawn_main" in _command(p) for p in workers)

@@ -197,7 +197,7 @@ def on_a_terminal(run: Path, *overrides: str) -> str:
 def evaluate(run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dtrain.evaluate", str(run), *overrides],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
 
 

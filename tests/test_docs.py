@@ -77,7 +77,9 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
         assert run(configs.read(cfg), OmegaConf.to_yaml(cfg, resolve=True)) == 0
     folder.mkdir(parents=True)
     notebook = jupytext.read(ROOT / "docs" / "notebooks" / "quickstart.py")
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(folder)}}
+    ).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "level 5:  2 numbers a digit" in printed and "WAE-MMD: mse 0." in printed

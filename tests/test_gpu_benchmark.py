@@ -18,7 +18,7 @@ def gpu(out: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command, where no GPU is seen."""
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--out", str(out), *map(str, arguments)], cwd=ROOT,
-        capture_output=True, text=True, timeout=500, check=False, env=environment() | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=3000, check=False, env=environment() | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from tests.launch.support import uncounted
 from tests.runs import ROOT
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_no_kill_changes_the_final_weights() -> None:
     result = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), "--trials", "2"],

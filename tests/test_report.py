@@ -201,7 +201,9 @@ def chromium() -> Iterator[Any]:
 
     root = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        program = playwright.chromium.launch(executable_path=CHROMIUM, args=[*root, "--enable-unsafe-swiftshader"])
+        program = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*root, "--enable-unsafe-swiftshader"], timeout=180_000
+        )
         yield program
         program.close()
 

@@ -143,7 +143,9 @@ def with_child() -> tuple[bool, int]:
         child = subprocess.Popen(["sleep", "1"])
         for number in SIGNALS:
             os.killpg(0, number)
-        time.sleep(0.1)
+        deadline = time.monotonic() + 60
+        while not stop.requested and time.monotonic() < deadline:
+            time.sleep(0.01)
         return stop.requested, child.wait()
 
 
@@ -186,8 +188,8 @@ def test_a_second_one_by_hand_ends_at_once(tmp_path: Path, shards: Path, number:
     time.sleep(1.2)
     process.send_signal(number)
     begin = time.monotonic()
-    assert process.wait(20) == 128 + number
-    assert time.monotonic() - begin < 5
+    assert process.wait(250) == 128 + number
+    assert time.monotonic() - begin < 60  # its step takes five minutes
 
 
 def test_ranks_do_not_outlive_a_killed_torchrun(tmp_path: Path, shards: Path) -> None:
@@ -200,7 +202,7 @@ def test_ranks_do_not_outlive_a_killed_torchrun(tmp_path: Path, shards: Path) ->
     found = subprocess.run(["pgrep", "-P", str(torchrun.pid)], capture_output=True, text=True, check=True).stdout
     torchrun.kill()
     torchrun.wait()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while any(Path(f"/proc/{pid}").exists() for pid in found.split()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not any(Path(f"/proc/{pid}").exists() for pid in found.split())
@@ -213,5 +215,5 @@ def test_a_closed_pipe_ends_no_run(tmp_path: Path, shards: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(60) == 0, sys.executable
+    assert process.wait(300) == 0, sys.executable
     assert status(tmp_path / "run")["state"] == "finished"

@@ -84,7 +84,7 @@ def trained(run: Path, shards: Path, *overrides: str, painter: type[Painter] = P
 def evaluate(run: Path, *overrides: str, module: str = "tests.sentences") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "dtrain.evaluate", str(run), "--model", module, *overrides],
-        capture_output=True, text=True, check=False, timeout=120, cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=600, cwd=ROOT,
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def call(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Call:
 
     def called(*command: str) -> str:
         done = subprocess.run(
-            command, cwd=folder / "here", env=environment, capture_output=True, text=True, timeout=240, check=False
+            command, cwd=folder / "here", env=environment, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

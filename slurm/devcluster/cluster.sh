@@ -67,7 +67,7 @@ start_munge() {
     fi
     daemon "$STATE/munge/out" munged --socket="$MUNGE_SOCKET" --key-file="$STATE/munge/key" \
         --pid-file="$STATE/munge/pid" --log-file="$STATE/munge/log" --seed-file="$STATE/munge/seed" --num-threads=4
-    wait_for 10 munged munge --socket="$MUNGE_SOCKET" --no-input
+    wait_for 60 munged munge --socket="$MUNGE_SOCKET" --no-input
 }
 
 start_mariadb() {
@@ -85,7 +85,7 @@ start_mariadb() {
     daemon "$STATE/mariadb/log" mariadbd --no-defaults --datadir="$data" --user="$owner" --socket="$DB_SOCKET" \
         --pid-file="$STATE/mariadb/pid" --skip-networking --innodb-buffer-pool-size=64M \
         --innodb-lock-wait-timeout=900 --innodb-flush-log-at-trx-commit=0 >/dev/null 2>&1 &
-    wait_for 60 MariaDB mariadb-admin --no-defaults --socket="$DB_SOCKET" ping
+    wait_for 300 MariaDB mariadb-admin --no-defaults --socket="$DB_SOCKET" ping
 }
 
 start_slurm() {
@@ -93,13 +93,13 @@ start_slurm() {
         rm -f "$STATE/slurmdbd.pid"
         daemon "$STATE/slurmdbd.out" slurmdbd
     fi
-    wait_for 60 slurmdbd sacctmgr -n show cluster
+    wait_for 300 slurmdbd sacctmgr -n show cluster
     sacctmgr -n show cluster dtrain format=cluster | grep -q dtrain || sacctmgr -i add cluster dtrain >/dev/null
     if ! alive slurmctld "$STATE/slurmctld.pid"; then
         rm -f "$STATE/slurmctld.pid"
         daemon "$STATE/slurmctld.out" slurmctld
     fi
-    wait_for 30 slurmctld scontrol ping
+    wait_for 120 slurmctld scontrol ping
     local node
     for node in "${NODES[@]}"; do start_node "$node"; done
 }
@@ -160,7 +160,7 @@ up() {
     start_mariadb
     start_slurm
     resume_nodes
-    wait_for 60 "a node" nodes_ready
+    wait_for 300 "a node" nodes_ready
     health
     say "ready. In a shell: export SLURM_CONF=$SLURM_CONF"
 }
@@ -207,7 +207,7 @@ health) health ;;
 node)
     require
     start_node "${2:?which node? dtrain1 or dtrain2}"
-    wait_for 30 "$2" nodes_ready
+    wait_for 120 "$2" nodes_ready
     ;;
 clean)
     down

@@ -240,7 +240,7 @@ def test_a_killed_worker_ends_the_command_with_what_to_do_and_it_continues(
     command = [sys.executable, "-m", "data_prep", *options("folder", source, out), "--workers", "2"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     kill_a_child(run.pid)
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=300)
     assert run.returncode == 2 and "a worker process was killed" in one_line(errors)
     assert manifests(out) == before and main(["verify", str(out / "train")]) == 0
     assert main(options("folder", source, out)) == 0

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,35 +65,49 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(
     assert hashes(tmp_path) == hashes(undisturbed)
 
 
-def chunk_is_journaled(out: Path) -> bool:
-    file = out / "train.incomplete" / pixels.JOURNAL
-    return file.exists() and file.read_text().count("\n") >= 2
+# python -m data_prep, which notes its workers and kills itself: once the first chunk is in the journal, or all pixels
+# are done.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data_prep import pixels, writer
+from data_prep.__main__ import main
+
+moment, noted, results = sys.argv[1], Path(sys.argv[2]), pixels._results
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def watched(pool, todo):
+    for n, result in enumerate(results(pool, todo)):
+        noted.write_text(" ".join(map(str, pool._processes)))
+        if n and moment == "journaled":
+            kill()
+        yield result
+
+pixels._results = watched
+if moment == "pixels":
+    writer.write_raw = kill
+main(sys.argv[3:])
+"""
 
 
-def pixels_are_done(out: Path) -> bool:
-    return (out / "train.incomplete" / "checksums.npy").exists()
-
-
-@pytest.mark.parametrize("moment", [chunk_is_journaled, pixels_are_done])
+@pytest.mark.parametrize("moment", ["journaled", "pixels"])
 def test_a_killed_run_continues_to_the_same_bytes(
-    many_faces: Path, undisturbed: Path, tmp_path: Path, moment: Callable[[Path], bool]
+    many_faces: Path, undisturbed: Path, tmp_path: Path, moment: str
 ) -> None:
-    run = subprocess.Popen(
-        [sys.executable, "-m", "data_prep", *command(many_faces, tmp_path)], stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 60
-    while not moment(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    assert moment(tmp_path) and not (tmp_path / "test" / "manifest.json").exists()
-    while any(Path(f"/proc/{child}").exists() for child in children):
+    noted, out = tmp_path / "workers", tmp_path / "out"
+    run = [sys.executable, "-c", KILLED, moment, str(noted), *command(many_faces, out)]
+    assert subprocess.run(run, stderr=subprocess.PIPE, check=False).returncode == -signal.SIGKILL
+    work, workers = out / "train.incomplete", noted.read_text().split()
+    assert (work / pixels.JOURNAL).exists() and (work / "checksums.npy").exists() == (moment == "pixels")
+    deadline = time.monotonic() + 240
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its killed parent"
         time.sleep(0.01)
-    assert main(command(many_faces, tmp_path)) == 0
-    assert hashes(tmp_path) == hashes(undisturbed)
-    assert not list(tmp_path.glob("*.incomplete"))
+    assert main(command(many_faces, out)) == 0
+    assert hashes(out) == hashes(undisturbed)
+    assert not list(out.glob("*.incomplete"))
 
 
 def test_a_continued_run_reads_only_what_is_missing(many_faces: Path, undisturbed: Path, tmp_path: Path) -> None:

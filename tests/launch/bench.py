@@ -116,8 +116,8 @@ class Bench:
 
     def finish(self) -> list[int]:
         """Waits until all have finished, and no scheduler is left; how often each ran."""
-        until(lambda: set(self.names()) == {"finished"}, 60, lambda: str(self.states()))
-        until(lambda: not any(local.alive(s) for s in self.submissions), 60)
+        until(lambda: set(self.names()) == {"finished"}, 120, lambda: str(self.states()))
+        until(lambda: not any(local.alive(s) for s in self.submissions), 120)
         return [(self.run(i) / "ran").read_text().count("once") for i in range(len(self.values))]
 
     def end(self) -> None:
@@ -125,7 +125,7 @@ class Bench:
         for submission in self.submissions if (self.path / "sweeps").exists() else []:
             for index in submission.indices:
                 submission.cancelled(index).touch()
-            until(lambda s=submission: not local._found(s), 30)
+            until(lambda s=submission: not local._found(s), 120)
 
     def age(self, submission: Submission, seconds: float) -> None:
         """Sets back the times of the submission's signs of life."""

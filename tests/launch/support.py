@@ -100,7 +100,7 @@ class Project:
         """The id in what sweep.py printed."""
         return printed.partition("sweep ")[2].partition(":")[0]
 
-    def wait(self, sweep: str, seconds: float = 240) -> None:
+    def wait(self, sweep: str, seconds: float = 1200) -> None:
         """Until every point is finished, by the runs' own word."""
         points = SweepFolder.open(self.path / "sweeps" / sweep).points
 

@@ -54,7 +54,7 @@ def grid(project: Project) -> SweepFolder:
     sweep = project.id_of(printed)
     early = project("collect.py", sweep)
     assert "missing: " in early and "of 25 points" in early
-    project.wait(sweep, 400)
+    project.wait(sweep, 3000)
     return SweepFolder.open(project.path / "sweeps" / sweep)
 
 
@@ -90,7 +90,7 @@ def test_a_halved_grid_is_judged_by_jobs_and_ends_with_the_weights_of_the_whole_
     submitted = project.sweep(*pairs, "run.root=halved", "sweep.halving=2", "sweep.rungs=1")
     sweep = SweepFolder.open(project.path / "sweeps" / submitted)
     until(
-        lambda: states(sweep) == ["finished"] * 2 + ["paused"] * 2, 240, lambda: project("jobs.py", "logs", sweep.id)
+        lambda: states(sweep) == ["finished"] * 2 + ["paused"] * 2, 1200, lambda: project("jobs.py", "logs", sweep.id)
     )
     assert "2 of 2 points have come to all of the steps" in project("jobs.py", "status", sweep.id)
     for point in sweep.points:
@@ -146,23 +146,28 @@ def test_a_run_name_is_never_run_by_a_shell(project: Project) -> None:
 
 def test_cancel_saves_and_retry_continues(project: Project) -> None:
     sweep = SweepFolder.open(
-        project.path / "sweeps" / project.sweep("seed=3", "run.root=stop", "trainer.max_steps=3000")
+        project.path / "sweeps" / project.sweep("seed=3", "run.root=stop", "trainer.max_steps=100000")
     )
     run = sweep.points[0].run
-    until(lambda: read_json(run / "status.json").get("step", 0) > 0, 60)
+    until(lambda: read_json(run / "status.json").get("step", 0) > 0, 300)
     project("jobs.py", "cancel", sweep.id)
-    until(lambda: "1 cancelled" in project("jobs.py", "status", sweep.id), 60, sweep.log(0).read_text)
+    until(lambda: "1 cancelled" in project("jobs.py", "status", sweep.id), 300, sweep.log(0).read_text)
     stopped = read_json(run / "status.json")
     assert stopped["state"] == "stopped" and list(run.glob("checkpoints/step-*/COMMITTED"))
     assert "submitted 1 points" in project("jobs.py", "retry", sweep.id, "launcher.cpus_per_task=2")
-    until(lambda: read_json(run / "status.json")["step"] > stopped["step"], 60, sweep.log(0).read_text)
+    until(lambda: read_json(run / "status.json")["step"] > stopped["step"], 300, sweep.log(0).read_text)
     assert f"step {stopped['step']}" in project("jobs.py", "logs", sweep.id, "--lines=1000")
     project("jobs.py", "cancel", sweep.id)
 
 
 def test_an_array_whose_id_was_never_noted_is_found_and_cancelled(project: Project) -> None:
     """Its submitting shell was killed right after sbatch; points that wait are found by their script."""
-    options = ("seed=4", "run.root=killed", "trainer.max_steps=3000", "launcher.additional_parameters.begin=now+600")
+    options = (
+        "seed=4",
+        "run.root=killed",
+        "trainer.max_steps=100000",
+        "launcher.additional_parameters.begin=now+600",
+    )
     sweep = SweepFolder.open(project.path / "sweeps" / project.sweep(*options))
     (submission,) = sweep.submissions()
     replace(submission, job="").write()
@@ -171,32 +176,32 @@ def test_an_array_whose_id_was_never_noted_is_found_and_cancelled(project: Proje
     replace(submission, job="").write()
     assert "submitted 0 points" in project("sweep.py", "-m", *options)
     assert "cancelled 1 points" in project("jobs.py", "cancel", sweep.id)
-    until(lambda: "1 cancelled" in project("jobs.py", "status", sweep.id), 60)
+    until(lambda: "1 cancelled" in project("jobs.py", "status", sweep.id), 300)
 
 
 def test_points_that_share_a_gpu_are_one_task(project: Project, cluster: Cluster) -> None:
     """Cancelled alone, saved and requeued together, and finished."""
-    options = ("seed=0,1,2", "run.root=shared", "trainer.max_steps=3000", "trainer.checkpoint.every=1000")
+    options = ("seed=0,1,2", "run.root=shared", "trainer.max_steps=100000", "trainer.checkpoint.every=1000")
     sweep = SweepFolder.open(
         project.path / "sweeps" / project.sweep(*options, "launcher=gpu", "launcher.points_per_gpu=2")
     )
     (submission,) = sweep.submissions()
     job = f"{submission.job}_0"
     steps = lambda i: read_json(sweep.points[i].run / "status.json").get("step", 0)  # noqa: E731
-    until(lambda: all(map(steps, (0, 1, 2))), 240, sweep.log(0).read_text)
+    until(lambda: all(map(steps, (0, 1, 2))), 1200, sweep.log(0).read_text)
     queued = cluster.run("squeue", "--noheader", "--array", "--format=%i %b", f"--jobs={submission.job}")
     assert sorted(line.split()[0] for line in queued.splitlines()) == [job, f"{submission.job}_2"]
     project("jobs.py", "cancel", sweep.id, "1", "2")
     over = lambda: "2 cancelled" in project("jobs.py", "status", sweep.id)  # noqa: E731
-    until(over, 120, lambda: project("jobs.py", "status", sweep.id))
+    until(over, 600, lambda: project("jobs.py", "status", sweep.id))
     cluster.run("scontrol", "requeue", job)
     ended = lambda: [e for e in submission.events(0) if e["event"] == "end"]  # noqa: E731
-    (end,) = until(ended, 120, sweep.log(0).read_text)
-    until(lambda: steps(0) > end["step"], 180, sweep.log(0).read_text)
+    (end,) = until(ended, 600, sweep.log(0).read_text)
+    until(lambda: steps(0) > end["step"], 600, sweep.log(0).read_text)
     assert [e["event"] for e in submission.events(0)] == ["start", "end", "requeue", "start"]
     assert end["how"] == submission.last(1)["how"] == "stopped"
     project("jobs.py", "cancel", sweep.id)
-    until(lambda: "3 cancelled" in project("jobs.py", "status", sweep.id), 120)
+    until(lambda: "3 cancelled" in project("jobs.py", "status", sweep.id), 600)
 
 
 # script -> sbatch's options, the experiment, its image shape, and what makes it tiny
@@ -227,7 +232,7 @@ def test_the_sbatch_scripts_run_to_their_end(cluster: Cluster, tmp_path: Path) -
     for script in SCRIPTS:
         status = tmp_path / script / "status.json"
         log = tmp_path / f"{script}.log"
-        until(lambda s=status: read_json(s).get("state") == "finished", 240, log.read_text)
+        until(lambda s=status: read_json(s).get("state") == "finished", 1200, log.read_text)
         assert read_json(status.with_name("environment.json"))["world_size"] == (2 if script == "celeba10.sh" else 1)
 
 

@@ -149,7 +149,7 @@ def test_small_files_are_whole_or_absent(tmp_path: Path, content: bytes) -> None
 
 @pytest.mark.parametrize(
     ("age", "name"),
-    [(0, "running"), (29, "running"), (31, "lost"), (3600, "lost"), (-4, "running"), (-10, "lost"), (-1e9, "lost")],
+    [(0, "running"), (20, "running"), (31, "lost"), (3600, "lost"), (-4, "running"), (-10, "lost"), (-1e9, "lost")],
 )
 def test_a_heartbeat_counts_while_it_is_fresh(still: Bench, age: float, name: str) -> None:
     still.status(2, state="running", time=time.time() - age, step=1, max_steps=2)
@@ -182,26 +182,26 @@ def test_another_hosts_points_run_while_its_scheduler_lives_and_see_that_they_ar
 ) -> None:
     bench.seconds = 600
     bench.sweep()
-    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 120)
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(platform, "node", lambda: "elsewhere")
         assert set(bench.names()) == {"starting"}
         assert "cancelled 3 points" in bench.jobs("cancel")
-    until(lambda: set(bench.names()) == {"cancelled"}, 30, lambda: str(bench.states()))
-    until(lambda: not local._found(bench.submissions[0]), 30)
+    until(lambda: set(bench.names()) == {"cancelled"}, 120, lambda: str(bench.states()))
+    until(lambda: not local._found(bench.submissions[0]), 120)
 
 
 def test_a_job_that_was_killed_does_not_run_for_as_long_as_its_scheduler(bench: Bench) -> None:
     """And its training ends with it, which nobody could cancel any more."""
     bench.seconds = 600
     bench.sweep()
-    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 120)
     (submission,) = bench.submissions
     job = int(submission.last(1)["job"].removeprefix("pid "))
     (training,) = Path(f"/proc/{job}/task/{job}/children").read_text().split()
     os.kill(job, signal.SIGKILL)
-    until(lambda: bench.names() == ["starting", "failed", "starting"], 10, lambda: str(bench.states()))
-    until(lambda: not running(training), 10)
+    until(lambda: bench.names() == ["starting", "failed", "starting"], 120, lambda: str(bench.states()))
+    until(lambda: not running(training), 120)
     bench.jobs("cancel")
 
 
@@ -217,15 +217,15 @@ def test_what_an_earlier_submission_runs_can_be_cancelled_after_a_later_one(benc
     """The scheduler was killed, its jobs run on, without a heartbeat yet, and the command was given again."""
     bench.seconds = 600
     bench.sweep()
-    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 120)
     first = bench.submissions[0]
     jobs = [first.last(i)["job"].removeprefix("pid ") for i in range(3)]
     os.kill(int(first.job), signal.SIGKILL)
-    until(lambda: not local.alive(first), 10)
+    until(lambda: not local.alive(first), 120)
     assert "submitted 3 points" in bench.sweep()
-    until(lambda: all(bench.submissions[1].events(i) for i in range(3)), 30)
+    until(lambda: all(bench.submissions[1].events(i) for i in range(3)), 120)
     bench.jobs("cancel")
-    until(lambda: not any(map(running, jobs)), 10)
+    until(lambda: not any(map(running, jobs)), 120)
     assert set(bench.names()) == {"cancelled"}
 
 

@@ -17,8 +17,8 @@ from launch.store import SweepFolder
 from tests.launch.support import CLUSTER, Cluster, Project, parent, tasks, uncounted, until, weights
 
 # Enough steps after the first checkpoint that the fault comes before the end, on a machine with nothing else to do.
-STEPS = ("trainer.max_steps=400", "trainer.checkpoint.every=50", "launcher.nodes=2")
-LIMIT = ("launcher.timeout_min=1", "launcher.signal_delay_s=20")
+STEPS = ("trainer.max_steps=1000", "trainer.checkpoint.every=50", "launcher.nodes=2")
+LIMIT = ("launcher.timeout_min=30", "launcher.signal_delay_s=20")
 
 
 class Run:
@@ -49,10 +49,9 @@ class Run:
     def rank(self, rank: int) -> int:
         """The process id of a rank, once the run has a checkpoint to lose work after."""
         saved = self.path / "checkpoints"
-        until(lambda: list(saved.glob("step-*/COMMITTED")), 120, self.log)
+        until(lambda: list(saved.glob("step-*/COMMITTED")), 600, self.log)
         job = self.cluster.run("squeue", "--noheader", "--format=%A", f"--jobs={self.job}").strip()
-        # Not at once if SLURM, which may send the signal for the time limit a minute early, has just stopped it.
-        return int(until(lambda: next(tasks(SLURM_PROCID=str(rank), SLURM_JOB_ID=job), None), 60, self.log))
+        return int(until(lambda: next(tasks(SLURM_PROCID=str(rank), SLURM_JOB_ID=job), None), 300, self.log))
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +70,22 @@ def kill_rank(run: Run) -> None:
 
 
 def hit_the_time_limit(run: Run) -> None:
-    """Holds a rank still: SLURM wakes it with the signal that its time is nearly over. Once is enough."""
+    """Holds a rank still and shortens its time: SLURM wakes it with the signal that this is nearly over. Once."""
     pid, begin = run.rank(1), time.monotonic()
     os.kill(pid, signal.SIGSTOP)
-    state = ("squeue", "--noheader", "--format=%T", f"--jobs={run.job}")
+    job = f"JobId={run.job}"
+    state, elapsed = (("squeue", "--noheader", f"--format={what}", f"--jobs={run.job}") for what in ("%T", "%M"))
+    minutes, seconds = map(int, run.cluster.run(*elapsed).strip().split(":")[-2:])
+    run.cluster.run("scontrol", "update", job, f"TimeLimit={minutes + (1 if seconds < 30 else 2)}")
 
     def requeued() -> bool:
-        if time.monotonic() - begin > 45:  # the signal has come, perhaps just before the rank was held
+        if time.monotonic() - begin > 90:  # the signal has come, perhaps just before the rank was held
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         return run.cluster.run(*state).strip() == "PENDING"
 
-    until(requeued, 120, run.log)
-    run.cluster.run("scontrol", "update", f"JobId={run.job}", "TimeLimit=10")
+    until(requeued, 400, run.log)
+    run.cluster.run("scontrol", "update", job, "TimeLimit=30")
 
 
 def lose_a_node(run: Run) -> None:
@@ -93,7 +95,7 @@ def lose_a_node(run: Run) -> None:
     for victim in (daemon, parent(pid), pid):
         os.kill(victim, signal.SIGKILL)
     down = ("sinfo", "--noheader", "--nodes=dtrain2", "--partition=main", "--format=%T")
-    until(lambda: run.cluster.run(*down).startswith("down"), 90, run.log)
+    until(lambda: run.cluster.run(*down).startswith("down"), 300, run.log)
     run.cluster.run(CLUSTER, "node", "dtrain2")
     states = (
         "sacct",
@@ -105,7 +107,7 @@ def lose_a_node(run: Run) -> None:
         "--jobs",
         run.job,
     )
-    assert "NODE_FAIL" in run.cluster.run(*states)
+    until(lambda: "NODE_FAIL" in run.cluster.run(*states), 120, run.log)  # slurmdbd hears of it a little later
 
 
 EARLY = {"requeue": requeue, "kill_rank": kill_rank, "limit": hit_the_time_limit}
@@ -143,4 +145,4 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert not different, run.log()
     first, *later = run.starts()
     assert first is False and later and all(later)
-    assert run.log().count("step 20/400") == 1 and "finished" in run.log(), "a restart overwrote the log"
+    assert run.log().count("step 20/1000") == 1 and "finished" in run.log(), "a restart overwrote the log"

@@ -41,6 +41,8 @@ if (folder / "broken").exists():
 while step < min(pause, 9):
     step += 1
     append_line(folder / "trained", {"step": step})
+    while step > 1 and (folder.parent / "hold").exists():
+        time.sleep(0.02)
     time.sleep(content["seconds"])
 line = {"kind": "evaluation", "split": "valid", "step": step, "objective": content["score"]}
 append_line(folder / "metrics.jsonl", line)
@@ -141,9 +143,9 @@ def test_the_better_third_goes_on_and_the_rest_is_paused_until_somebody_wants_it
 
     (bench.run(1) / "broken").unlink()
     assert "submitted 1 points" in bench.jobs("retry")  # the failed one, to its rung
-    until(lambda: over(bench), 60)
+    until(lambda: over(bench), 120)
     assert "submitted 1 points" in bench.jobs("retry", "3")
-    until(lambda: over(bench), 60)
+    until(lambda: over(bench), 120)
     assert bench.trained() == [9, 1, 3, 9] and bench.names()[3] == "finished"
     assert "submitted 0 points" in bench.sweep()
     bench.settings.sweep.halving = None
@@ -153,11 +155,14 @@ def test_the_better_third_goes_on_and_the_rest_is_paused_until_somebody_wants_it
 
 
 def test_a_scheduler_killed_in_mid_rung_leaves_what_the_same_command_continues(bench: Halved) -> None:
-    bench.seconds = 0.3
+    hold = bench.path / "runs" / "hold"
+    hold.parent.mkdir()
+    hold.touch()
     bench.sweep()
     until(lambda: sum(bench.trained()) >= 5, 120)  # some are on their way to the second rung
     os.kill(int(bench.submissions[-1].job), signal.SIGKILL)
-    until(lambda: over(bench), 60)
+    hold.unlink()
+    until(lambda: over(bench), 120)
     assert "the sweep's command continues it" in bench.jobs("status")
     bench.sweep()
     until(lambda: over(bench), 120, lambda: str(bench.names()))

@@ -73,9 +73,9 @@ def test_what_a_killed_command_has_started_can_be_cancelled(bench: Bench, monkey
         kill_after(patch, local, "start", 1)
         bench.sweep()
     assert bench.submissions[0].job == ""
-    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 60)
+    until(lambda: all((bench.run(i) / "ran").exists() for i in range(3)), 120)
     assert "cancelled 3 points" in bench.jobs("cancel")
-    until(lambda: set(bench.names()) == {"cancelled"}, 30, lambda: str(bench.states()))
+    until(lambda: set(bench.names()) == {"cancelled"}, 120, lambda: str(bench.states()))
 
 
 class Queue:

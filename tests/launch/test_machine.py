@@ -131,8 +131,9 @@ class Machine(RuleBasedStateMachine):
         self.did(self.bench.jobs("cancel", *([] if index is None else [str(index)])))
         runs = {s.entry.run.name for s in states if index in (None, s.entry.index)}
         runs -= self.strays
-        until(lambda: not [p for p in self.bench.processes() if p.run in runs], 20, self.explain)
-        assert not [r for r, name in self.names().items() if r in runs and name in ACTIVE], self.explain()
+        until(lambda: not [p for p in self.bench.processes() if p.run in runs], 120, self.explain)
+        # Not at once: what was killed a moment ago has said that it runs, and this is believed for so long.
+        until(lambda: not [r for r, n in self.names().items() if r in runs and n in ACTIVE], 30, self.explain)
 
     @rule(
         kind=st.sampled_from(["launch.local", "launch.job", "dtrain"]),
@@ -225,8 +226,8 @@ class Machine(RuleBasedStateMachine):
         for _ in range(2):  # the second, as what ran at the first may have been in its way
             for values in self.known:
                 self.submit(values, 3, 0.0)
-            until(lambda: not self.bench.processes(), 40, self.explain)
-            until(lambda: not set(self.names().values()) & set(ACTIVE), 2 * FRESH, self.explain)
+            until(lambda: not self.bench.processes(), 240, self.explain)
+            until(lambda: not set(self.names().values()) & set(ACTIVE), 30, self.explain)
             self.nothing_is_wrong()
         assert set(self.names().values()) <= {"finished"}, self.explain()
 

@@ -40,14 +40,14 @@ def supervised(script: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 137), ("exit 75", 75)])
 def test_the_exit_code_is_the_commands(script: str, code: int) -> None:
-    assert supervised(script).wait(30) == code
+    assert supervised(script).wait(120) == code
 
 
 def test_a_request_to_stop_reaches_the_command() -> None:
     process = supervised("trap 'exit 75' TERM; echo ready; while :; do sleep 0.1; done")
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(30) == 75
+    assert process.wait(120) == 75
 
 
 def test_a_request_that_comes_while_the_command_starts_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,11 @@ def test_stops_before_the_first_step_count(compiling: Submission, capfd: pytest.
     assert counts(compiling) == (10, 10, 9)
 
 
-def test_a_job_that_has_not_quite_let_go_of_the_run_is_waited_for(compiling: Submission) -> None:
+def test_a_job_that_has_not_quite_let_go_of_the_run_is_waited_for(
+    compiling: Submission, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its run has paused already, so that the same command submits the point again."""
+    monkeypatch.setattr("launch.again.ENDING", 60.0)
     lock = compiling.path.parents[1] / "run" / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

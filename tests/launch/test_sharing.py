@@ -137,10 +137,10 @@ def test_points_of_a_task_end_by_themselves_and_save_together(task: Sweeps) -> N
     command = [sys.executable, "-m", "launch.shared", "step", str(submission.path), "0", "1", "2"]
     with subprocess.Popen(command, env=environment, cwd=task.path) as step:
         try:
-            until(lambda: all((task.run(i) / "saved").exists() for i in (0, 1, 2)), 60)
+            until(lambda: all((task.run(i) / "saved").exists() for i in (0, 1, 2)), 120)
             (task.run(0) / "broken").touch()
             submission.cancelled(1).touch()
-            until(lambda: all(map(submission.over, (0, 1))) and submission.last(1)["event"] == "end", 60)
+            until(lambda: all(map(submission.over, (0, 1))) and submission.last(1)["event"] == "end", 120)
             assert step.poll() is None and submission.last(2)["event"] == "start"
             step.send_signal(signal.SIGUSR2)
             assert step.wait(60) == STOPPED
