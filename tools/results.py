@@ -70,20 +70,22 @@ def filled(text: str, row: dict[str, Any]) -> str:
         return ""
 
 
+def entry(text: str, runs: list[str], last: int) -> str:
+    """What stands in a row: of its runs' metric, or after "least " the smallest, or what text a "=" is before."""
+    if not text or text.startswith("="):
+        return text.removeprefix("=")
+    values = [value(run, text.removeprefix("least "), last) for run in runs]
+    return cell([min(values)] if text.startswith("least ") else values)
+
+
 def table(spec: dict[str, Any]) -> str:
-    """A row for each entry of `rows`, a column for each of `columns`: a metric, or text after a "="."""
+    """A row for each entry of `rows`, a column for each of `columns`."""
     columns: dict[str, str] = spec["columns"]
     lines = [" | ".join(["", spec.get("head", ""), "runs", *columns, ""]).strip()]
     lines.append("|" + "--|" * (len(columns) + 2))
     for label, row in spec["rows"].items():
         runs, last = row.get("runs") or spec["runs"], row.get("last", spec.get("last", 1))
-        found = [filled(text, row) for text in columns.values()]
-        cells = [
-            text.removeprefix("=")
-            if text.startswith("=") or not text
-            else cell([value(run, text, last) for run in runs])
-            for text in found
-        ]
+        cells = [entry(filled(text, row), runs, last) for text in columns.values()]
         lines.append("| " + " | ".join([label, str(len(runs)), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
