@@ -13,15 +13,18 @@ from launch.store import Submission, read_status
 # How many ends in a row without a new step are no accident: a program that dies, a limit shorter than the start.
 STUCK = {"killed": 3, "stopped": 10}
 ORPHAN = 300.0  # seconds to wait for processes that a dead node's daemon left behind
-ENDING = 2.0  # seconds that a job may hold on to a run that has ended
+# Seconds to wait for a job that holds a run: while the run says that it goes on, and once it has ended.
+RUNNING, ENDING = 2.0, 60.0
 
 
-def patience(holder: str, job: str) -> float:
+def patience(run: Path, job: str, holder: str) -> float:
     """Seconds to wait for the lock of a run that another process holds, as this job or as another one.
 
     A requeued job may meet its own former self, orphaned by a dead slurmd: it waits for that one to end.
     """
-    return ORPHAN if holder == job else ENDING
+    if holder == job:
+        return ORPHAN
+    return RUNNING if read_status(run).get("state") == "running" else ENDING
 
 
 def again(submission: Submission, index: int, how: str, asked: bool) -> bool:

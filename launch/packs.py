@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from dtrain.config import Config, ConfigError
@@ -102,7 +103,8 @@ def _held(
     for i in pack:
         if submission.cancelled(i).exists() or read_status(entries[i].run).get("state") == "finished":
             continue
-        holder = stack.enter_context(held(entries[i].run / "lock", name, lambda holder: patience(holder, name)))
+        run = entries[i].run
+        holder = stack.enter_context(held(run / "lock", name, partial(patience, run, name)))
         if holder is not None:
             say(f"{entries[i].run} is being run by job {holder}: it is left out")
             submission.add_event(i, "elsewhere", job=name, by=holder)

@@ -126,11 +126,8 @@ def test_stops_before_the_first_step_count(compiling: Submission, capfd: pytest.
     assert counts(compiling) == (10, 10, 9)
 
 
-def test_a_job_that_has_not_quite_let_go_of_the_run_is_waited_for(
-    compiling: Submission, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_has_not_quite_let_go_of_the_run_is_waited_for(compiling: Submission) -> None:
     """Its run has paused already, so that the same command submits the point again."""
-    monkeypatch.setattr("launch.again.ENDING", 60.0)
     lock = compiling.path.parents[1] / "run" / "lock"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], cwd=ROOT, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
