@@ -10,7 +10,6 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from dtrain.files import STOPPED, held, read_json
@@ -30,7 +29,7 @@ def run_point(submission: Submission, index: int) -> int:
         return 0
     entry = SweepFolder.open(submission.path.parents[1]).points[index]
     job = os.environ.get("SLURM_JOB_ID", f"pid {os.getpid()}")
-    with held(entry.run / "lock", job, partial(patience, entry.run, job)) as holder:
+    with held(entry.run / "lock", job, functools.partial(patience, entry.run, job)) as holder:
         if holder is not None:
             say(f"{entry.run} is being run by job {holder}: nothing to do")
             submission.add_event(index, "elsewhere", job=job, by=holder)
