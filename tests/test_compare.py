@@ -120,7 +120,7 @@ def test_parameters_updates_and_images_are_counted(runs: Path, compared: Path) -
 
 
 def read(run: Path) -> Run:
-    return read_run(run, "test", [], [])
+    return read_run(run, run.name, "test", [], [])
 
 
 def test_hours_are_of_training_and_without_waits(runs: Path) -> None:
@@ -208,13 +208,18 @@ def test_a_seed_that_has_diverged_or_lacks_a_metric_shows(runs: Path, tmp_path: 
 
 
 def test_a_sweeps_folder_stands_for_its_runs_and_tables_take_any_data(runs: Path, tmp_path: Path) -> None:
-    points = [{"run": str(runs / name)} for name in ("swae0", "swae1", "other")]
+    values = {
+        "swae0": {"seed": 0, "model": "table/swae"}, "swae1": {"seed": 1, "model": "table/swae"},
+        "other": {"seed": 0, "trainer.max_steps": 1, "width": 8},
+    }  # fmt: skip
+    points = [{"run": str(runs / name), "values": found} for name, found in values.items()]
     (tmp_path / "sweep.json").write_text(json.dumps({"points": points}))
     assert main([str(tmp_path), str(runs / "vae"), "--table-only", "--out", str(tmp_path)]) == 0
     table = lines(tmp_path)
-    assert {row for row, _, _ in table} == {"swae0", "other", "vae"}  # no real data that all have in common
-    assert table["other", "data", "isc/digits"]["mean"] == own(runs / "other")["isc/digits/data"]
-    assert table["swae0", "", "mse/h0"]["n"] == 2 and table["vae", "", "mse/level1"]["n"] == 1
+    other = "trainer.max_steps=1, width=8"
+    assert {row for row, _, _ in table} == {"swae", other, "vae"}  # no real data that all have in common
+    assert table[other, "data", "isc/digits"]["mean"] == own(runs / "other")["isc/digits/data"]
+    assert table["swae", "", "mse/h0"]["n"] == 2 and table["vae", "", "mse/level1"]["n"] == 1
 
 
 def unfinished(run: Path) -> None:

@@ -29,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [a for a in arguments.runs if a.startswith("evaluate.") and "=" in a]
     folders = [Path(a) for a in arguments.runs if a not in overrides]
     try:
-        runs = [read_run(f, arguments.split, overrides, arguments.model) for f in expand(folders)]
+        runs = [
+            read_run(folder, label, arguments.split, overrides, arguments.model)
+            for folder, label in expand(folders).items()
+        ]
         if not runs:
             raise ConfigError("no run is named")
         if not arguments.table_only:

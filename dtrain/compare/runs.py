@@ -24,7 +24,7 @@ from dtrain.world import World
 class Run:
     """A finished run. config: with the model's defaults. checkpoint: the newest. lines: all of its metrics.jsonl.
 
-    metrics: of its last evaluation, on the split. step: of that.
+    metrics: of its last evaluation, on the split. step: of that. label: what its sweep sets for it, or its name.
     """
 
     folder: Path
@@ -34,6 +34,7 @@ class Run:
     lines: list[dict[str, Any]]
     metrics: dict[str, float]
     step: Any
+    label: str
 
     @property
     def data(self) -> dict[str, str]:
@@ -59,20 +60,32 @@ class Row:
         return self.runs[0]
 
 
-def expand(paths: Sequence[Path]) -> list[Path]:
-    """The run folders, each once; a sweep's folder stands for its points' runs. ConfigError for a damaged sweep."""
-    found: dict[Path, Path] = {}
+def expand(paths: Sequence[Path]) -> dict[Path, str]:
+    """The run folders, each once, and their labels; a sweep's folder stands for its points' runs.
+
+    ConfigError for a damaged sweep.
+    """
+    found: dict[Path, tuple[Path, str]] = {}
     for path in paths:
-        for run in _points(path) if (path / "sweep.json").exists() else [path]:
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
+        points = _points(path) if (path / "sweep.json").exists() else [(path, path.name)]
+        for run, label in points:
+            found.setdefault(run.resolve(), (run, label))
+    return dict(found.values())
 
 
-def _points(sweep: Path) -> list[Path]:
+def _points(sweep: Path) -> list[tuple[Path, str]]:
     try:
-        return [Path(point["run"]) for point in read_json(sweep / "sweep.json")["points"]]
-    except (KeyError, TypeError) as e:
+        return [(Path(p["run"]), _label(p)) for p in read_json(sweep / "sweep.json")["points"]]
+    except (AttributeError, KeyError, TypeError) as e:
         raise ConfigError(f"{sweep / 'sweep.json'} is damaged: name the run folders themselves") from e
+
+
+def _label(point: dict[str, Any]) -> str:
+    """lr=0.1, width=8: its values but for the seed; ali where that is model=table/ali; else the run's name."""
+    values = {k: v for k, v in point.get("values", {}).items() if k != "seed"}
+    if list(values) == ["model"]:
+        return str(values["model"]).rpartition("/")[2]
+    return ", ".join(f"{k}={v}" for k, v in values.items()) or Path(point["run"]).name
 
 
 @contextmanager
@@ -84,7 +97,7 @@ def naming(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder}: {'; '.join(map(str.strip, str(e).splitlines()))}") from e
 
 
-def read_run(folder: Path, split: HeldOut, overrides: Sequence[str], modules: Sequence[str]) -> Run:
+def read_run(folder: Path, label: str, split: HeldOut, overrides: Sequence[str], modules: Sequence[str]) -> Run:
     """A run's files. ConfigError, in one line that says what to do, where it cannot be compared."""
     with naming(folder):
         if not (folder / "config.yaml").is_file():
@@ -102,7 +115,7 @@ def read_run(folder: Path, split: HeldOut, overrides: Sequence[str], modules: Se
             command = f"python -m dtrain.evaluate {folder} evaluate.split={split}"
             raise ConfigError(f"has no evaluation of its result on {split}: {command}")
         step, lines = evaluations[-1].get("step"), read_lines(folder / "metrics.jsonl")
-        return Run(folder, config, environment, _checkpoint(folder, config), lines, metrics, step)
+        return Run(folder, config, environment, _checkpoint(folder, config), lines, metrics, step, label)
 
 
 def _check_data(config: Config, trained_on: Any) -> None:
@@ -138,8 +151,8 @@ def rows(runs: Sequence[Run]) -> list[Row]:
                 f"{other.folder} and {run.folder} are the same configuration and seed: name one of them"
             )
     found = [[seeds[seed] for seed in sorted(seeds)] for seeds in groups.values()]
-    names = Counter(same[0].folder.name for same in found)
-    return [Row(f.name if names[f.name] == 1 else str(f), same) for same in found for f in [same[0].folder]]
+    names = Counter(same[0].label for same in found)
+    return [Row(r.label if names[r.label] == 1 else str(r.folder), same) for same in found for r in [same[0]]]
 
 
 def check_same_images(runs: Sequence[Run]) -> None:
