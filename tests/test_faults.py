@@ -233,7 +233,7 @@ def test_ranks_vote_on_a_stop_now_and_then_and_at_the_same_steps() -> None:
 
 
 def test_torchrun_restarts_a_killed_rank_from_the_last_checkpoint(tmp_path: Path, shards: Path) -> None:
-    file = freeze(tmp_path / "run", shards, "trainer.max_steps=600", "trainer.checkpoint.every=20")
+    file = freeze(tmp_path / "run", shards, "trainer.max_steps=300", "trainer.checkpoint.every=20")
     arguments = command("--config", file, world=2)
     arguments.insert(arguments.index("--standalone"), "--max-restarts=2")
     with (tmp_path / "log").open("ab") as out:
@@ -243,7 +243,7 @@ def test_torchrun_restarts_a_killed_rank_from_the_last_checkpoint(tmp_path: Path
     assert process.wait(600) == 0, (tmp_path / "log").read_text()
     starts = metrics(tmp_path / "run", "start")
     assert [s["restart"] for s in starts] == [False, True]
-    undisturbed = freeze(tmp_path / "whole", shards, "trainer.max_steps=600", "trainer.checkpoint.every=20")
+    undisturbed = freeze(tmp_path / "whole", shards, "trainer.max_steps=300", "trainer.checkpoint.every=20")
     for code in launch(2, execute, undisturbed):
         assert code == 0
     assert difference(final_weights(tmp_path / "run"), final_weights(tmp_path / "whole")) == 0
