@@ -14,7 +14,7 @@ from launch.store import Submission, read_status
 STUCK = {"killed": 3, "stopped": 10}
 ORPHAN = 300.0  # seconds to wait for processes that a dead node's daemon left behind
 # Seconds to wait for a job that holds a run: while the run says that it goes on, and once it has ended.
-RUNNING, ENDING = 2.0, 60.0
+RUNNING, ENDING = 2.0, 15.0
 
 
 def patience(run: Path, job: str, holder: str) -> float:
@@ -24,7 +24,7 @@ def patience(run: Path, job: str, holder: str) -> float:
     """
     if holder == job:
         return ORPHAN
-    return RUNNING if read_status(run).get("state") == "running" else ENDING
+    return ENDING if read_status(run).get("state") in ("paused", "stopped", "failed", "finished") else RUNNING
 
 
 def again(submission: Submission, index: int, how: str, asked: bool) -> bool:
