@@ -8,9 +8,7 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import torch
 
 from dtrain import compose as configs
 from dtrain.build import build_algorithm, facts, open_data
-from dtrain.compare import costs, papers
+from dtrain.compare import papers
 from dtrain.compare.__main__ import main
 from dtrain.compare.runs import Run, read_run
 from dtrain.data.order import Order
@@ -121,35 +119,6 @@ def test_parameters_updates_and_images_are_counted(runs: Path, compared: Path) -
 
 def read(run: Path) -> Run:
     return read_run(run, run.name, "test", [], [])
-
-
-def test_hours_are_of_training_and_without_waits(runs: Path) -> None:
-    run = read(runs / "vae")
-    start = {"kind": "start", "time": 100.0, "world_size": 2}
-    again = {"kind": "start", "world_size": 4}  # as earlier versions wrote it
-    first = [
-        {"kind": "train", "time": 110.0},
-        {"kind": "evaluation", "time": 150.0},
-        {"kind": "train", "time": 160.0},
-    ]
-    second = [{"kind": "train", "time": t} for t in (5000.0, 5007.0)]
-    made = [start, *first, again, *second, {"kind": "evaluation", "time": 9e9}]
-    seconds = 2 * (160 - 100) + 4 * 7
-    cpu = replace(run, lines=made, environment=run.environment | {"threads": 3, "device": "x86_64"})
-    assert costs.hours(cpu.lines, cpu.environment) == ("core-hours", pytest.approx(3 * seconds / 3600))
-    gpu = replace(cpu, environment=cpu.environment | {"device": "NVIDIA H100 80GB HBM3"})
-    assert costs.hours(gpu.lines, gpu.environment) == ("GPU-hours", pytest.approx(seconds / 3600))
-
-
-def test_images_are_counted_by_stage(runs: Path) -> None:
-    stages = [(SimpleNamespace(name="autoencoder", source=None), 4), (SimpleNamespace(name="potential", source=1), 4)]
-    made = [
-        {"kind": "stage", "message": "stage autoencoder: 4 steps"}, {"kind": "train", "images": 64},
-        {"kind": "stage", "message": "stage potential: 4 steps"}, {"kind": "train", "images": 80},
-    ]  # fmt: skip
-    trainer: Any = SimpleNamespace(stages=stages)
-    found = costs.images(replace(read(runs / "vae"), lines=made), trainer)
-    assert found == {"images/autoencoder": 64, "rows/potential": 80}
 
 
 def test_the_picture_has_a_strip_for_each_row_on_the_same_inputs(
